@@ -19,6 +19,7 @@ _SUBMODULES = (
   "probes",
   "rewards",
   "sampling",
+  "segments",
   "step",
   "types",
   "verifiers",

@@ -1,0 +1,34 @@
+"""One decoder, seen as pure functions over a parameter pytree."""
+
+from rlvr.models.config import ModelConfig
+from rlvr.models.decoder import (
+  abstract_params,
+  decode,
+  forward,
+  forward_responses,
+  init,
+  logical_axes,
+  logits,
+  num_params,
+  prefill,
+  unstack_layers,
+  values,
+)
+from rlvr.models.heads import TokenStatistics, token_statistics
+
+__all__ = [
+  "ModelConfig",
+  "TokenStatistics",
+  "abstract_params",
+  "decode",
+  "forward",
+  "forward_responses",
+  "init",
+  "logical_axes",
+  "logits",
+  "num_params",
+  "prefill",
+  "token_statistics",
+  "unstack_layers",
+  "values",
+]

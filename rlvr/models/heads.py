@@ -1,0 +1,76 @@
+"""What the output distribution says about tokens, without keeping it.
+
+The logits of a batch, [B, T, V], are the largest array of a training step. Here
+they are made for a chunk of tokens at a time and recomputed in the backward
+pass, so that memory is chunk · V instead of B · T · V.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from rlvr.models.config import ModelConfig
+from rlvr.models.decoder import logits
+from rlvr.types import Array, Params, pytree
+
+
+@pytree
+class TokenStatistics:
+  """Statistics of the policy's distribution at each token, float32 [B, T]."""
+
+  logprobs: Array  # log p(token), nats
+  entropies: Array  # -sum p log p, nats
+  uniform_kl: Array  # KL(uniform || p), nats
+
+
+def token_statistics(
+  params: Params,
+  config: ModelConfig,
+  hidden: Array,
+  tokens: Array,
+  *,
+  temperature: float,
+  chunk_tokens: int = 1 << 25,
+) -> TokenStatistics:
+  """Returns log-probs, entropies and KL from uniform at every token.
+
+  Args:
+    params: the model's parameters.
+    config: the model's shape.
+    hidden: [B, T, D], from `forward_responses`.
+    tokens: int32 [B, T].
+    temperature: divides the logits, as in sampling.
+    chunk_tokens: logits held at once, in numbers (tokens times V); a batch
+      that fits is computed in one piece without recomputation.
+  """
+  B, T, D = hidden.shape
+  V = config.vocab_size
+
+  def chunk(weights, hidden_NxD, tokens_N):
+    z = logits(weights, config, hidden_NxD) / temperature
+    log_norm = jax.nn.logsumexp(z, axis=-1)
+    chosen = jnp.take_along_axis(z, tokens_N[:, None], axis=-1)[:, 0]
+    p = jnp.exp(z - log_norm[:, None])
+    return TokenStatistics(
+      logprobs=chosen - log_norm,
+      entropies=log_norm - (p * z).sum(-1),
+      uniform_kl=log_norm - z.mean(-1) - jnp.log(float(V)),
+    )
+
+  weights = {"trunk": params["trunk"]}
+  flat_hidden, flat_tokens = hidden.reshape(B * T, D), tokens.reshape(B * T)
+  rows = max(1, chunk_tokens // V)
+  if rows >= B * T:
+    flat = chunk(weights, flat_hidden, flat_tokens)
+  else:
+    pad = -(B * T) % rows
+    flat_hidden = jnp.pad(flat_hidden, ((0, pad), (0, 0)))
+    flat_tokens = jnp.pad(flat_tokens, (0, pad))
+    one = jax.checkpoint(functools.partial(chunk, weights), prevent_cse=False)
+    flat = jax.lax.map(
+      lambda args: one(*args),
+      (flat_hidden.reshape(-1, rows, D), flat_tokens.reshape(-1, rows)),
+    )
+    flat = jax.tree.map(lambda x: x.reshape(-1)[: B * T], flat)
+  return jax.tree.map(lambda x: x.reshape(B, T), flat)

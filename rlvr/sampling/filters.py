@@ -1,0 +1,74 @@
+"""The distribution that is sampled from: temperature, top-k, top-p, min-p."""
+
+import jax
+import jax.numpy as jnp
+
+from rlvr.types import Array
+
+
+def filtered_logprobs(
+  logits: Array,
+  *,
+  temperature: float,
+  top_k: int,
+  top_p: float,
+  min_p: float,
+) -> Array:
+  """Returns the log-probs of the distribution that is sampled from.
+
+  Applied in this order: temperature, top-k, top-p, min-p; then renormalised.
+  Tokens that are cut have log-prob -inf. The likeliest token always stays.
+
+  Sources: top-p, Holtzman et al. 2019, https://arxiv.org/abs/1904.09751;
+  min-p, Nguyen et al. 2024, eq. 2, https://arxiv.org/abs/2407.01082 (threshold
+  min_p · max p).
+
+  Args:
+    logits: float32 [..., V].
+    temperature: above 0.
+    top_k: keeps the k likeliest; 0 keeps all.
+    top_p: keeps the smallest set of likeliest tokens whose probability reaches
+      top_p; 1 keeps all.
+    min_p: cuts tokens under min_p times the greatest probability; 0 keeps all.
+
+  Returns:
+    float32 [..., V].
+  """
+  z = logits / temperature
+  if top_k and top_k < z.shape[-1]:
+    threshold = jax.lax.top_k(z, top_k)[0][..., -1:]
+    z = jnp.where(z < threshold, -jnp.inf, z)
+  if top_p < 1.0:
+    ordered = jnp.sort(z, axis=-1, descending=True)
+    p = jax.nn.softmax(ordered, axis=-1)
+    # A token stays if what is likelier than it doesn't reach top_p by itself.
+    stays = jnp.cumsum(p, axis=-1) - p < top_p
+    threshold = jnp.where(stays, ordered, jnp.inf).min(axis=-1, keepdims=True)
+    z = jnp.where(z < threshold, -jnp.inf, z)
+  if min_p > 0.0:
+    threshold = z.max(axis=-1, keepdims=True) + jnp.log(min_p)
+    z = jnp.where(z < threshold, -jnp.inf, z)
+  return jax.nn.log_softmax(z, axis=-1)
+
+
+def draw(logprobs: Array, uniform: Array) -> Array:
+  """Returns the token at which the cumulative probability passes `uniform`.
+
+  One random number for each response and token, instead of one for each
+  entry of the vocabulary. A token of probability 0 is never returned.
+
+  Args:
+    logprobs: float32 [B, V], normalised; -inf where a token is cut.
+    uniform: float32 [B], in [0, 1).
+
+  Returns:
+    int32 [B].
+  """
+  p = jnp.exp(logprobs)
+  cumulative = jnp.cumsum(p, axis=-1)
+  # Against its own last entry, so that rounding can't leave u above the sum.
+  target = uniform[:, None] * cumulative[:, -1:]
+  token = (cumulative <= target).sum(axis=-1, dtype=jnp.int32)
+  # u·Z may round up to Z; the likeliest token is a safe place to land.
+  in_range = token < logprobs.shape[-1]
+  return jnp.where(in_range, token, jnp.argmax(logprobs, axis=-1))
