@@ -113,7 +113,7 @@ def step_indices(
   if num_steps < 1:
     raise ValueError(f"num_steps={num_steps}: a response has at least one step")
   ids = jnp.asarray(delimiters, jnp.int32)
-  ends = (tokens[..., None] == ids).any(axis=-1) & mask
+  ends = (tokens[..., None] == ids[None, None]).any(axis=-1) & mask
   before = jnp.pad(ends[:, :-1], ((0, 0), (1, 0)))
   starts = before & ~ends & mask
   index = jnp.cumsum(starts.astype(jnp.int32), axis=-1)
@@ -174,11 +174,11 @@ def after_last_delimiter(
   width, length = len(delimiter), tokens.shape[-1]
   if width > length:
     return jnp.zeros_like(mask)
-  hit = jnp.ones(tokens.shape[:-1] + (length - width + 1,), bool)
+  hit = jnp.ones((tokens.shape[0], length - width + 1), bool)
   for i, token in enumerate(delimiter):
     window = slice(i, length - width + 1 + i)
-    hit &= (tokens[..., window] == token) & mask[..., window]
-  position = jnp.arange(length - width + 1)
+    hit &= (tokens[:, window] == token) & mask[:, window]
+  position = jnp.arange(length - width + 1)[None, :]
   start = jnp.where(hit, position, -width - 1).max(axis=-1) + width
   found = hit.any(axis=-1)
-  return mask & found[..., None] & (jnp.arange(length) >= start[..., None])
+  return mask & found[:, None] & (jnp.arange(length)[None, :] >= start[:, None])

@@ -234,7 +234,7 @@ def score_batch(
   )
   scores = scores_from_signals(signals, rollout.tokens.shape[0])
   scores, chain_state = recipe.chain.apply(scores, state.chain_state, context)
-  statistics = signal_statistics(signals, rollout.group, rollout.num_prompts)
+  statistics = signal_statistics(signals, rollout)
   metrics = {**statistics, **scores.metrics}
   return dataclasses.replace(scores, metrics=metrics), chain_state, probes
 
@@ -257,7 +257,8 @@ def _loss(recipe: Recipe, params: Params, piece, coefficients):
     old_logprobs=jnp.where(mask, piece["old_logprobs"], found["logprobs"]),
     advantages=piece["advantages"],
     mask=mask,
-    probes=piece["probes"] | ({"values_now": found["values"]} if "values" in found else {}),
+    probes=piece["probes"]
+    | ({"values_now": found["values"]} if "values" in found else {}),
   )
   total, sums = jnp.zeros(()), {}
 
@@ -365,7 +366,9 @@ def update(
       first = jax.tree.map(lambda x: x[0], pieces)
       (_, sums), grads = micro(params, first)
     else:
-      zeros = jax.eval_shape(micro, params, jax.tree.map(lambda x: x[0], pieces))
+      zeros = jax.eval_shape(
+        micro, params, jax.tree.map(lambda x: x[0], pieces)
+      )
       zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)
 
       def accumulate(total, piece):
@@ -422,6 +425,7 @@ def score_and_update(
     "response/length_max": lengths.max(),
     "response/truncated": 1.0 - rollout.finished.mean(dtype=jnp.float32),
     "response/tokens": lengths.sum(),
+    "response/count": jnp.float32(lengths.size),
     "response/weight_mean": scores.weights.mean(),
   }
   return state, metrics, scores

@@ -18,6 +18,7 @@ what each station does with one.
 
 import dataclasses
 import enum
+import typing
 from typing import Any, TypeVar
 
 import jax
@@ -28,6 +29,7 @@ Params = Any  # a pytree of arrays
 _C = TypeVar("_C", bound=type)
 
 
+@typing.dataclass_transform(frozen_default=True, kw_only_default=True)
 def pytree(cls: _C) -> _C:
   """Returns `cls` as a frozen keyword-only dataclass that is a JAX pytree."""
   cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)

@@ -1,0 +1,87 @@
+"""The order in which examples are drawn: a function of seed and position.
+
+Draw p of a run is computed from p alone, so that a run resumes exactly where
+it stopped, in constant time, and every host knows every other host's draws.
+
+Draws come in blocks. In a block, task i has exactly n_i draws, shuffled by
+(seed, block); its q-th draw over all blocks takes place q mod N_i of its epoch
+q div N_i, and each epoch is its own permutation by (seed, i, epoch). With one
+task a block is an epoch. The shares of a mixture's tasks are therefore exact
+in each block, up to the rounding of n_i, rather than right on average.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+
+class Order:
+  """The endless order of draws from one or more tables of examples."""
+
+  def __init__(
+    self, sizes: Sequence[int], weights: Sequence[float], *, seed: int
+  ):
+    """Fixes the order.
+
+    Args:
+      sizes: N_i, examples of each task, 1 or more.
+      weights: share of each task, above 0, up to a common factor.
+      seed: 0 or more.
+    """
+    self._sizes = tuple(sizes)
+    self._seed = seed
+    self._starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    self.slots = _slots(self._sizes, weights)
+    self.block = sum(self.slots)
+    # A batch touches one or two epochs of a task; older ones are not coming
+    # back but for a seek.
+    self._block_tasks = functools.lru_cache(maxsize=4)(self._draw_block)
+    self._epoch = functools.lru_cache(maxsize=4 * len(sizes))(self._draw_epoch)
+
+  def rows(self, position: int, count: int) -> np.ndarray:
+    """Returns the rows drawn at positions `position` and the following.
+
+    Args:
+      position: draws before, 0 or more.
+      count: how many draws.
+
+    Returns:
+      int64 [count], indices into the tasks' examples laid end to end.
+    """
+    rows = [self._row(p) for p in range(position, position + count)]
+    return np.asarray(rows, np.int64)
+
+  def _row(self, position: int) -> int:
+    block, place = divmod(position, self.block)
+    tasks, ranks = self._block_tasks(block)
+    task = int(tasks[place])
+    draw = block * self.slots[task] + int(ranks[place])
+    epoch, index = divmod(draw, self._sizes[task])
+    return int(self._starts[task] + self._epoch(task, epoch)[index])
+
+  def _draw_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns each place's task, and how many places before it have it too."""
+    rng = np.random.default_rng([self._seed, 0, block])
+    tasks = rng.permutation(np.repeat(np.arange(len(self.slots)), self.slots))
+    ranks = np.zeros_like(tasks)
+    for task, slots in enumerate(self.slots):
+      ranks[tasks == task] = np.arange(slots)
+    return tasks, ranks
+
+  def _draw_epoch(self, task: int, epoch: int) -> np.ndarray:
+    rng = np.random.default_rng([self._seed, 1 + task, epoch])
+    return rng.permutation(self._sizes[task])
+
+
+def _slots(sizes: Sequence[int], weights: Sequence[float]) -> tuple[int, ...]:
+  """Returns n_i: each task's draws in a block, by largest remainder."""
+  shares = np.asarray(weights, np.float64) / np.sum(weights)
+  # Long enough for the rarest task to have a draw in each block.
+  length = max(sum(sizes), int(np.ceil(1 / shares.min())))
+  exact = shares * length
+  slots = np.floor(exact + 1e-9).astype(np.int64)
+  left = length - int(slots.sum())
+  for task in np.argsort(-(exact - slots), kind="stable")[:left]:
+    slots[task] += 1
+  return tuple(int(n) for n in slots)

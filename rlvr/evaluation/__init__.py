@@ -1,0 +1,10 @@
+"""Figures of an evaluation: pass@k and intervals."""
+
+from rlvr.evaluation.metrics import (
+  Interval,
+  mean_interval,
+  pass_at_k,
+  wilson_interval,
+)
+
+__all__ = ["Interval", "mean_interval", "pass_at_k", "wilson_interval"]

@@ -1,0 +1,150 @@
+"""The command line: `python -m rlvr.main --gin_file=... --gin.X=Y`."""
+
+import argparse
+import difflib
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import gin
+
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+  """Returns flags and gin bindings of a command line.
+
+  Raises:
+    SystemExit: unknown flag or missing --gin_file.
+  """
+  parser = argparse.ArgumentParser(
+    prog="python -m rlvr.main",
+    description="Runs a gin-configured experiment.",
+    epilog="--gin.NAME=VALUE binds a parameter or macro, after the files:"
+    " --gin.train.total_steps=10, --gin.SEED=1. Strings need their quotes:"
+    " --gin.train.run_dir=\"'runs/x'\".",
+  )
+  parser.add_argument(
+    "--gin_file",
+    action="append",
+    required=True,
+    help="configuration, from the working folder or the repository's root;"
+    " repeatable",
+  )
+  parser.add_argument(
+    "--run_dir", help="folder for all that the run leaves (train.run_dir)"
+  )
+  parser.add_argument(
+    "--resume", action="store_true", help="go on with the run in run_dir"
+  )
+  parser.add_argument(
+    "--dry_run", action="store_true", help="print the plan and stop"
+  )
+  bindings, rest = [], []
+  for arg in argv:
+    if arg.startswith("--gin."):
+      if "=" not in arg:
+        parser.error(f"{arg}: write --gin.NAME=VALUE")
+      name, _, value = arg.removeprefix("--gin.").partition("=")
+      bindings.append(f"{name} = {value}")
+    else:
+      rest.append(arg)
+  return parser.parse_args(rest), bindings
+
+
+def load_config(files: Sequence[str], bindings: Sequence[str]) -> None:
+  """Parses gin files and bindings into gin's global configuration.
+
+  Raises:
+    FileNotFoundError: no such file.
+    ValueError: an unknown parameter or function, or a macro that nothing uses;
+      each with the nearest known name.
+  """
+  gin.clear_config()
+  gin.add_config_file_search_path(str(_ROOT))
+  for file in files:
+    if not (os.path.exists(file) or (_ROOT / file).exists()):
+      raise FileNotFoundError(
+        f"--gin_file={file}: no such file here or under {_ROOT}"
+      )
+  gin.parse_config_files_and_bindings(files, bindings, finalize_config=False)
+  unused = unused_macros()
+  given = {binding.partition("=")[0].strip() for binding in bindings}
+  if mistyped := [name for name in unused if name in given]:
+    known = sorted(_used_macros())
+    near = difflib.get_close_matches(mistyped[0], known, 1)
+    raise ValueError(
+      f"--gin.{mistyped[0]}: nothing in the configuration uses this macro"
+      + (f"; did you mean {near[0]}?" if near else f"; there are {known}")
+    )
+  if unused:
+    # A task names a verifier that a supervised run has no use for; but a
+    # mistyped macro in a file shows here too.
+    print(f"macros bound in files and not used: {', '.join(unused)}")
+  gin.finalize()
+
+
+def _references(value: Any):
+  if isinstance(value, gin.config.ConfigurableReference):
+    yield value
+    return
+  if isinstance(value, dict):
+    value = [*value.keys(), *value.values()]
+  if isinstance(value, list | tuple):
+    for item in value:
+      yield from _references(item)
+
+
+def _used_macros() -> set[str]:
+  used = set()
+  for parameters in gin.config._CONFIG.values():
+    for value in parameters.values():
+      for reference in _references(value):
+        if reference.selector in ("gin.macro", "macro"):
+          used.add(reference.scoped_selector.rpartition("/")[0])
+  return used
+
+
+def unused_macros() -> list[str]:
+  """Returns macros that are bound but used by no binding, sorted."""
+  bound = {
+    scope for (scope, selector) in gin.config._CONFIG if selector == "gin.macro"
+  }
+  return sorted(bound - _used_macros())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command line; returns the exit status."""
+  argv = sys.argv[1:] if argv is None else argv
+  args, bindings = parse_args(argv)
+  try:
+    load_config(args.gin_file, bindings)
+    flags: dict[str, Any] = {"resume": args.resume, "dry_run": args.dry_run}
+    if args.run_dir is not None:
+      flags["run_dir"] = args.run_dir
+    if not any(key[1] == "rlvr.launch.run" for key in gin.config._CONFIG):
+      raise ValueError(
+        "the configuration names nothing to run: give a --gin_file of gin/runs/"
+        " last, which binds `launch.run.entry`"
+      )
+    gin.get_configurable("rlvr.launch.run")(
+      **flags,
+      config_text=gin.config_str(),
+      operative_config=gin.operative_config_str,
+    )
+  except (ValueError, OSError, TypeError, RuntimeError) as error:
+    if os.environ.get("RLVR_TRACEBACK"):
+      raise
+    print(f"error: {error}", file=sys.stderr)
+    print("(RLVR_TRACEBACK=1 shows where it came from)", file=sys.stderr)
+    return 1
+  except KeyboardInterrupt:
+    print("interrupted; --resume goes on from the last checkpoint")
+    return 130
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

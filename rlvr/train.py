@@ -1,0 +1,361 @@
+"""The run: data, state, restore, loop. Both supervised and RL."""
+
+import json
+import math
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlvr import models
+from rlvr.data import TaskSpec, open_source, required_vocab_size
+from rlvr.evaluate import Evaluation, Evaluator
+from rlvr.infra.checkpoints import Checkpoints, restore_params
+from rlvr.infra.metrics import MetricLog, SampleLog
+from rlvr.infra.progress import Progress
+from rlvr.infra.report import write_report
+from rlvr.infra.run_folder import RunFolder, open_run_folder
+from rlvr.loops import Reinforcement, Setup, Supervised
+from rlvr.sampling import Sampling
+from rlvr.step import init_state
+from rlvr.types import TrainState
+from rlvr.verifiers.specs import VerifierSpec
+
+
+class TrainingStopped(RuntimeError):
+  """Going on would train on rubbish; the state before is saved."""
+
+
+def train(
+  *,
+  run_dir: str,
+  loop: Reinforcement | Supervised,
+  model: models.ModelConfig,
+  task: TaskSpec,
+  vocabulary: Any,
+  prompt_length: int,
+  answer_length: int,
+  max_tokens: int,
+  total_steps: int,
+  seed: int,
+  evaluation: Evaluation,
+  eval_verifier: VerifierSpec,
+  save_every: int,
+  answer_delimiter: str = "",
+  step_delimiters: str = "",
+  max_steps: int = 1,
+  prompt_template: str = "{question}",
+  too_long: str = "drop",
+  temperature: float = 1.0,
+  top_k: int = 0,
+  top_p: float = 1.0,
+  min_p: float = 0.0,
+  initial_params: str | None = None,
+  keep: int = 2,
+  keep_best: int = 1,
+  max_missing: float = 0.5,
+  tensorboard: bool = True,
+  config_text: str = "",
+  operative_config: Any = None,
+  resume: bool = False,
+  dry_run: bool = False,
+) -> dict[str, float]:
+  """Runs an experiment; returns the last evaluation's figures.
+
+  Args:
+    run_dir: folder for everything that the run leaves.
+    loop: what a step does.
+    model: the policy's shape.
+    task: prompts, references and targets.
+    vocabulary: tokens.
+    prompt_length: S, tokens; a longer prompt goes by `too_long`.
+    answer_length: R, tokens of a reference answer.
+    max_tokens: T, tokens of a response or target, the end token included.
+    total_steps: batches of the whole run.
+    seed: of parameters, data order and sampling.
+    evaluation: how often and how.
+    eval_verifier: what counts as right, whatever the reward is.
+    save_every: steps between checkpoints.
+    answer_delimiter: text before a final answer; "" if the response is the
+      answer.
+    step_delimiters: characters, each a token, that end a reasoning step.
+    max_steps: K, reasoning steps that are told apart.
+    prompt_template: the prompt, with `{question}` in it.
+    too_long: "drop" (counted and reported) or "error".
+    temperature: of sampling, as are top_k, top_p, min_p.
+    top_k: 0 is off.
+    top_p: 1 is off.
+    min_p: 0 is off.
+    initial_params: checkpoint folder of another run; None draws them.
+    keep: newest checkpoints kept.
+    keep_best: best checkpoints kept besides.
+    max_missing: greatest share of responses without a reward that a step may
+      have; above it the run stops.
+    tensorboard: whether to write event files.
+    config_text: the configuration as given, for the run folder.
+    operative_config: () -> text of the configuration as used.
+    resume: go on with the run in `run_dir`.
+    dry_run: print the plan and stop; nothing is written.
+
+  Raises:
+    ValueError: settings or data that can't work, with the name to change.
+    TrainingStopped: not finite, or too many rewards missing.
+  """
+  needed = required_vocab_size(vocabulary)
+  if model.vocab_size < needed:
+    raise ValueError(
+      f"ModelConfig.vocab_size={model.vocab_size} is too small for the"
+      f" vocabulary: it needs {needed}. Set vocab_size to {needed} or more"
+    )
+  lengths = {"prompt_length": prompt_length, "answer_length": answer_length}
+  options = dict(prompt_template=prompt_template, too_long=too_long, seed=seed)
+  source = open_source(
+    task,
+    "train",
+    vocabulary,
+    target_length=max_tokens if loop.needs_targets else None,
+    **lengths,
+    **options,
+  )
+  heldout = open_source(task, "heldout", vocabulary, **lengths, **options)
+  delimiter_ids = tuple(
+    i for text in step_delimiters for i in vocabulary.encode(text)
+  )
+  sampling = Sampling(
+    max_tokens=max_tokens,
+    end_id=vocabulary.eos_id,
+    pad_id=vocabulary.pad_id,
+    temperature=temperature,
+    top_k=top_k,
+    top_p=top_p,
+    min_p=min_p,
+    step_delimiters=delimiter_ids,
+    max_steps=max_steps,
+  )
+  setup = Setup(
+    model,
+    vocabulary,
+    source,
+    sampling,
+    total_steps,
+    answer_delimiter,
+    reference=None,
+  )
+  recipe = loop.recipe(setup)  # contradictions are found before anything starts
+  progress = Progress()
+  if dry_run:
+    progress.print_plan(_plan(loop, setup, heldout, evaluation))
+    return {}
+
+  key = jax.random.key(seed)
+  params_key, run_key, eval_key = jax.random.split(key, 3)
+  if initial_params is None:
+    params = jax.jit(models.init, static_argnums=0)(model, params_key)
+  else:
+    params = restore_params(initial_params, models.abstract_params(model))
+  reference = jax.tree.map(lambda x: x.copy(), params)
+  setup = setup._replace(reference=reference if loop.use_reference else None)
+  state = init_state(recipe, run_key, params)
+
+  folder = open_run_folder(run_dir, resume=resume)
+  checkpoints = Checkpoints(
+    folder.checkpoints,
+    keep=keep,
+    keep_best=keep_best,
+    best_metric="eval/accuracy",
+    save_every=save_every,
+  )
+  metric_log = MetricLog(
+    folder.metrics, tensorboard=folder.tensorboard if tensorboard else None
+  )
+  sample_log = SampleLog(folder.samples)
+  start = 0
+  if checkpoints.latest_step() is not None:
+    state, host = checkpoints.restore(state)
+    if host["fingerprint"] != source.fingerprint:
+      raise ValueError(
+        f"run_dir={run_dir!r} was trained on other examples or another seed"
+        f" (fingerprint {host['fingerprint']}, now {source.fingerprint}): give"
+        " the same task settings and data files, or another run_dir"
+      )
+    source.seek(host["position"])
+    start = int(state.step)
+  metric_log.truncate_after(start if start else -1)
+  sample_log.truncate_after(start if start else -1)
+  folder.config_given.write_text(config_text, encoding="utf-8")
+  folder.write_about(
+    title=folder.path.name,
+    status="running",
+    total_steps=total_steps,
+    seeds=[seed],
+    device=f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    chain=loop.text(),
+  )
+  if source.dropped or heldout.dropped:
+    progress.message(
+      f"examples left out: train {source.dropped}, held-out {heldout.dropped}"
+    )
+
+  running = loop.start(setup)
+  judge = eval_verifier.build(vocabulary)
+  evaluate = Evaluator(
+    evaluation,
+    model=model,
+    sampling=sampling,
+    source=heldout,
+    vocabulary=vocabulary,
+    verifier=judge,
+    on_device=eval_verifier.on_device,
+  )
+  latest: dict[str, float] = {}
+
+  def evaluated(state: TrainState, step: int) -> dict[str, float]:
+    begin = time.perf_counter()
+    figures, rows = evaluate(state.params, jax.random.fold_in(eval_key, step))
+    sample_log.write(step, rows)
+    progress.print_samples(rows[:2], title=f"held-out, after {step} steps")
+    return figures | {"time/eval_s": time.perf_counter() - begin}
+
+  def host_data() -> dict[str, Any]:
+    return {"position": source.position, "fingerprint": source.fingerprint}
+
+  status = "failed: interrupted"
+  try:
+    progress.start(total_steps, start)
+    if start == 0:
+      latest = evaluated(state, 0)
+      metric_log.write(0, latest)
+      progress.update(0, latest)
+    for step in range(start + 1, total_steps + 1):
+      begin = time.perf_counter()
+      due = step % evaluation.every == 0 or step == total_steps
+      saves = checkpoints.due(step) or step == total_steps
+      state, metrics, rows = running.advance(state, drain=saves)
+      seconds = time.perf_counter() - begin
+      metrics["time/step_s"] = seconds
+      metrics["throughput/tokens_per_s"] = metrics["response/tokens"] / seconds
+      problem = _problem(metrics, max_missing)
+      if problem is None and due:
+        sample_log.write(step, rows[: evaluation.show])
+        if rows:
+          progress.print_samples(rows[:2], title=f"training, step {step}")
+        latest = evaluated(state, step)
+        metrics |= latest
+      metric_log.write(step, metrics)
+      progress.update(step, metrics)
+      if problem is not None:
+        checkpoints.save(step, state, host_data(), latest, force=True)
+        raise TrainingStopped(f"step {step}: {problem}")
+      if saves:
+        checkpoints.save(step, state, host_data(), latest, force=True)
+      if step == start + 1 and operative_config is not None:
+        text = operative_config()
+        folder.config_operative.write_text(text, encoding="utf-8")
+    status = "finished"
+  except TrainingStopped as error:
+    status = f"failed: {error}"
+    raise
+  finally:
+    progress.close()
+    running.close()
+    if hasattr(judge, "close"):
+      judge.close()
+    checkpoints.close()
+    metric_log.close()
+    sample_log.close()
+    folder.write_about(status=status)
+    _try_report(folder, progress)
+  progress.message(f"report: {folder.report}")
+  return latest
+
+
+def _try_report(folder: RunFolder, progress: Progress) -> None:
+  try:
+    write_report(folder)
+  except Exception as error:  # the run's own error must not be hidden by this
+    progress.message(f"no report: {error}")
+
+
+def _problem(metrics: dict[str, float], max_missing: float) -> str | None:
+  """Returns why the run can't go on, None if it can."""
+  if metrics["optim/nonfinite_updates"] or not math.isfinite(
+    metrics["loss/total"]
+  ):
+    bad = sorted(k for k, v in metrics.items() if not math.isfinite(v))
+    return (
+      "loss or gradient is not finite; the parameters are those before this"
+      f" update. Not finite: {bad or 'the gradient'}. Lower the learning rate,"
+      " clip the gradient norm, or look at the rewards"
+    )
+  for name, missing in metrics.items():
+    if not name.startswith("reward/") or not name.endswith("/missing"):
+      continue
+    share = missing / metrics["response/count"]
+    if share > max_missing:
+      return (
+        f"{name} is {share:.0%}: the verifier fails on more than max_missing="
+        f"{max_missing:.0%} of the responses. See the verdicts in the samples"
+      )
+  return None
+
+
+def _plan(
+  loop, setup: Setup, heldout, evaluation: Evaluation
+) -> dict[str, Any]:
+  """Returns the sections that `--dry_run` prints."""
+  model = setup.model
+  count = models.num_params(model)
+  recipe = loop.recipe(setup)
+  opt_state = jax.eval_shape(
+    recipe.optimizer.init, models.abstract_params(model)
+  )
+  opt_bytes = sum(
+    math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(opt_state)
+  )
+  width = np.dtype(
+    "float32" if model.compute_dtype == "float32" else "float16"
+  ).itemsize
+  B = recipe.num_prompts * recipe.group_size
+  per_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * width
+  S = setup.source.next_batch(1).prompts.tokens.shape[1]
+  setup.source.seek(0)
+  cache = per_token * (B * setup.sampling.max_tokens + recipe.num_prompts * S)
+  copies = 1 + loop.use_reference
+  per_update = B // recipe.updates_per_batch // recipe.micro_batches
+  logits = 4 * per_update * setup.sampling.max_tokens * model.vocab_size
+
+  def mb(n):
+    return f"{n / 2**20:,.1f} MiB"
+
+  return {
+    "Run": {
+      "steps": setup.total_steps,
+      "evaluation": f"every {evaluation.every} steps on"
+      f" {evaluation.max_prompts or heldout.num_examples} held-out prompts",
+      "training prompts": f"{setup.source.num_examples:,}"
+      f" (left out: {setup.source.dropped or 'none'})",
+      "held-out prompts": f"{heldout.num_examples:,}"
+      f" (left out: {heldout.dropped or 'none'})",
+    },
+    "Step": loop.plan(setup),
+    "Model": {
+      "parameters": f"{count:,}",
+      "shape": f"{model.num_layers} layers, width {model.embed_dim},"
+      f" {model.num_heads} heads ({model.num_kv_heads} key/value),"
+      f" vocabulary {model.vocab_size}",
+    },
+    "Memory (arrays that last or peak; activations come on top)": {
+      "parameters": f"{mb(4 * count)} x {copies}",
+      "gradients": mb(4 * count),
+      "optimizer state": mb(opt_bytes),
+      "key-value cache": mb(cache),
+      "logits of a micro-batch": f"{mb(logits)}, in chunks of at most"
+      f" {mb(4 << 25)}",
+    },
+    "Scoring chain": loop.text(),
+    "Settings": json.dumps(
+      {"sampling": repr(setup.sampling), "device": str(jax.devices()[0])},
+      indent=2,
+    ),
+  }

@@ -1,0 +1,389 @@
+"""Verifiers that run on the host, on text, and give NumPy `Signals`."""
+
+import collections
+import concurrent.futures
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from rlvr.types import Signals, Verdict
+from rlvr.verifiers.mathematics import DEFAULT_SOURCES, Source
+from rlvr.verifiers.pool import Outcome, WorkerPool
+
+# What becomes of a response that did not end by itself:
+# "no_answer": verdict NO_ANSWER, reward 0, not verified, as the device verifier
+#   has it (what looks like an answer may be half of one).
+# "verify": verified as it is.
+Truncated = Literal["no_answer", "verify"]
+
+_log = logging.getLogger(__name__)
+
+
+class Pending(Protocol):
+  """Signals that are still being worked on."""
+
+  def result(self, timeout: float | None = None) -> Signals:
+    """Returns the signals; waits for them, at most `timeout` seconds."""
+
+  def done(self) -> bool:
+    """Returns whether `result` would not wait."""
+
+
+class HostVerifier(Protocol):
+  """What the split step calls between sampling and scoring.
+
+  `start` returns at once, so that the device can sample the next batch
+  meanwhile; `verify` is `start(...).result()`.
+
+  Args of both:
+    responses: text of each response, without the end token, length B.
+    references: reference answer of each response's prompt, length B.
+    metadata: what else the verifier needs of each response's prompt, JSON,
+      length B.
+    finished: bool [B], false where truncated.
+  """
+
+  name: str
+
+  def verify(
+    self,
+    responses: Sequence[str],
+    references: Sequence[str],
+    metadata: Sequence[Mapping[str, Any]],
+    finished: np.ndarray,
+  ) -> Signals: ...
+
+  def start(
+    self,
+    responses: Sequence[str],
+    references: Sequence[str],
+    metadata: Sequence[Mapping[str, Any]],
+    finished: np.ndarray,
+  ) -> Pending: ...
+
+  def close(self) -> None: ...
+
+
+def verdict_reward(verdict: Verdict) -> float:
+  """Returns 1 for CORRECT, NaN where nobody knows, else 0."""
+  if verdict in (Verdict.VERIFIER_FAILED, Verdict.TIMED_OUT):
+    return float("nan")
+  return float(verdict == Verdict.CORRECT)
+
+
+def host_signals(
+  name: str,
+  verdicts: Sequence[Verdict],
+  rewards: Sequence[float] | None = None,
+) -> Signals:
+  """Returns signals with one outcome reward.
+
+  Args:
+    name: the reward's name.
+    verdicts: length B.
+    rewards: length B; None takes each verdict's (`verdict_reward`). Whatever
+      they say, VERIFIER_FAILED and TIMED_OUT have no reward (NaN).
+  """
+  values = [verdict_reward(v) for v in verdicts]
+  if rewards is not None:
+    pairs = zip(values, rewards, strict=True)
+    values = [v if np.isnan(v) else r for v, r in pairs]
+  return Signals(
+    outcome={name: np.asarray(values, np.float32)},  # type: ignore[dict-item]
+    verdicts={name: np.asarray(verdicts, np.int32)},  # type: ignore[dict-item]
+  )
+
+
+def _check_lengths(
+  responses: Sequence[str],
+  references: Sequence[str],
+  metadata: Sequence[Mapping[str, Any]],
+  finished: np.ndarray,
+) -> None:
+  lengths = [len(responses), len(references), len(metadata), len(finished)]
+  if len(set(lengths)) > 1:
+    raise ValueError(
+      "responses, references, metadata, finished have lengths"
+      f" {lengths}: give one of each per response"
+    )
+
+
+class PoolVerifier:
+  """A host verifier whose items run in worker processes.
+
+  The item function takes {"response", "reference", "metadata"} and returns
+  {"verdict": name of a `Verdict`, "detail": text} and, where the reward isn't
+  the verdict's own, "reward". An item that hangs is TIMED_OUT, one that raises
+  or kills its worker VERIFIER_FAILED; both have reward NaN, are logged, and
+  stand in `problems`.
+  """
+
+  def __init__(
+    self,
+    function: str,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    num_workers: int,
+    time_limit_s: float,
+    memory_limit_mb: int | None = 1024,
+    truncated: Truncated = "no_answer",
+    name: str = "correct",
+  ):
+    """Starts the workers, without waiting for them.
+
+    Args:
+      function: "module:name" of what makes the item function.
+      kwargs: its arguments, JSON.
+      num_workers: see `WorkerPool`.
+      time_limit_s: see `WorkerPool`.
+      memory_limit_mb: see `WorkerPool`.
+      truncated: see `Truncated`.
+      name: the reward's name.
+
+    Raises:
+      ValueError: an argument is out of range.
+    """
+    if truncated not in ("no_answer", "verify"):
+      raise ValueError(f"truncated={truncated!r}: give 'no_answer' or 'verify'")
+    self.name = name
+    self.truncated = truncated
+    # (response, why) of the last responses that could not be judged
+    self.problems: collections.deque[tuple[str, str]] = collections.deque(
+      maxlen=100
+    )
+    self.pool = WorkerPool(
+      function,
+      kwargs,
+      num_workers=num_workers,
+      time_limit_s=time_limit_s,
+      memory_limit_mb=memory_limit_mb,
+    )
+
+  def start(self, responses, references, metadata, finished) -> Pending:
+    """See `HostVerifier`."""
+    _check_lengths(responses, references, metadata, finished)
+    judged = [
+      i
+      for i in range(len(responses))
+      if finished[i] or self.truncated == "verify"
+    ]
+    items = [
+      {
+        "response": responses[i],
+        "reference": references[i],
+        "metadata": dict(metadata[i]),
+      }
+      for i in judged
+    ]
+    return _PendingOutcomes(
+      self, list(responses), judged, self.pool.submit(items)
+    )
+
+  def verify(self, responses, references, metadata, finished) -> Signals:
+    """See `HostVerifier`."""
+    return self.start(responses, references, metadata, finished).result()
+
+  def close(self) -> None:
+    """Ends the workers."""
+    self.pool.close()
+
+  def __enter__(self) -> "PoolVerifier":
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    self.close()
+
+
+class _PendingOutcomes:
+  def __init__(
+    self,
+    verifier: PoolVerifier,
+    responses: list[str],
+    judged: list[int],
+    future: "concurrent.futures.Future[list[Outcome]]",
+  ):
+    self._verifier, self._responses = verifier, responses
+    self._judged, self._future = judged, future
+    self._signals: Signals | None = None
+
+  def done(self) -> bool:
+    return self._future.done()
+
+  def result(self, timeout: float | None = None) -> Signals:
+    outcomes = self._future.result(timeout)
+    if self._signals is None:
+      self._signals = self._merge(outcomes)
+    return self._signals
+
+  def _merge(self, outcomes: list[Outcome]) -> Signals:
+    verdicts = [Verdict.NO_ANSWER] * len(self._responses)
+    rewards = [0.0] * len(self._responses)
+    problems = []
+    for i, outcome in zip(self._judged, outcomes, strict=True):
+      verdicts[i], rewards[i], why = read_outcome(outcome)
+      if verdicts[i] in (Verdict.VERIFIER_FAILED, Verdict.TIMED_OUT):
+        problems.append((self._responses[i], why))
+    if problems:
+      self._verifier.problems.extend(problems)
+      _log.warning(
+        "verifier of %r: %d of %d responses could not be judged; the first: %s",
+        *(self._verifier.name, len(problems), len(verdicts), problems[0][1]),
+      )
+    return host_signals(self._verifier.name, verdicts, rewards)
+
+
+def read_outcome(outcome: Outcome) -> tuple[Verdict, float, str]:
+  """Returns verdict, reward and detail of a pool's outcome.
+
+  What isn't as `PoolVerifier` describes it is VERIFIER_FAILED.
+  """
+  nan = float("nan")
+  if outcome.status == "timed_out":
+    return Verdict.TIMED_OUT, nan, outcome.error
+  if outcome.status == "failed":
+    return Verdict.VERIFIER_FAILED, nan, outcome.error
+  try:
+    verdict = Verdict[outcome.value["verdict"]]
+    reward = float(outcome.value.get("reward", verdict_reward(verdict)))
+    return verdict, reward, str(outcome.value.get("detail", ""))
+  except (KeyError, TypeError, ValueError, AttributeError) as error:
+    why = f"the item function returned {str(outcome.value)[:80]!r}: {error!r}"
+    return Verdict.VERIFIER_FAILED, nan, why
+
+
+def math_verifier(
+  *,
+  num_workers: int,
+  time_limit_s: float,
+  sources: Sequence[Source] = DEFAULT_SOURCES,
+  delimiter: str = "",
+  max_answer_chars: int = 1000,
+  memory_limit_mb: int | None = 1024,
+  truncated: Truncated = "no_answer",
+  name: str = "correct",
+) -> PoolVerifier:
+  """Returns the verifier of mathematical answers (math-verify in workers).
+
+  `references` are bare answers ("18", not the solution that ends in it).
+
+  Args:
+    num_workers: processes.
+    time_limit_s: wall seconds per answer.
+    sources: see `mathematics.extract_answer`.
+    delimiter: see `mathematics.extract_answer`.
+    max_answer_chars: a longer answer is MALFORMED.
+    memory_limit_mb: see `WorkerPool`.
+    truncated: see `Truncated`.
+    name: the reward's name.
+  """
+  return PoolVerifier(
+    "rlvr.verifiers.mathematics:make_math_checker",
+    {
+      "sources": list(sources),
+      "delimiter": delimiter,
+      "max_answer_chars": max_answer_chars,
+    },
+    num_workers=num_workers,
+    time_limit_s=time_limit_s,
+    memory_limit_mb=memory_limit_mb,
+    truncated=truncated,
+    name=name,
+  )
+
+
+def reasoning_gym_verifier(
+  *,
+  num_workers: int,
+  time_limit_s: float,
+  configs: Mapping[str, Mapping[str, Any]] | None = None,
+  delimiter: str = "",
+  end_delimiter: str = "",
+  memory_limit_mb: int | None = 1024,
+  truncated: Truncated = "no_answer",
+  name: str = "correct",
+) -> PoolVerifier:
+  """Returns the verifier that asks reasoning-gym's data sets themselves.
+
+  The reward is their score in [0, 1]; the verdict CORRECT iff it is 1. The
+  entries come in `metadata`: see `reasoning.make_reasoning_gym_scorer`.
+
+  Args:
+    num_workers: processes.
+    time_limit_s: wall seconds per answer.
+    configs: see `reasoning.make_reasoning_gym_scorer`.
+    delimiter: see `reasoning.text_between`.
+    end_delimiter: see `reasoning.text_between`.
+    memory_limit_mb: see `WorkerPool`.
+    truncated: see `Truncated`.
+    name: the reward's name.
+  """
+  return PoolVerifier(
+    "rlvr.verifiers.reasoning:make_reasoning_gym_scorer",
+    {
+      "configs": {k: dict(v) for k, v in (configs or {}).items()},
+      "delimiter": delimiter,
+      "end_delimiter": end_delimiter,
+    },
+    num_workers=num_workers,
+    time_limit_s=time_limit_s,
+    memory_limit_mb=memory_limit_mb,
+    truncated=truncated,
+    name=name,
+  )
+
+
+class ExactTextVerifier:
+  """See `exact_text_verifier`."""
+
+  def __init__(self, *, delimiter: str, name: str = "correct"):
+    self.name = name
+    self.delimiter = delimiter
+
+  def start(self, responses, references, metadata, finished) -> Pending:
+    """See `HostVerifier`; the work is done on the spot."""
+    future: concurrent.futures.Future = concurrent.futures.Future()
+    future.set_result(self.verify(responses, references, metadata, finished))
+    return future
+
+  def verify(self, responses, references, metadata, finished) -> Signals:
+    """See `HostVerifier`."""
+    _check_lengths(responses, references, metadata, finished)
+    return host_signals(
+      self.name,
+      [
+        self._verdict(*item)
+        for item in zip(responses, references, finished, strict=True)
+      ],
+    )
+
+  def close(self) -> None:
+    """Does nothing: there is nothing to end."""
+
+  def _verdict(self, response: str, reference: str, ended: bool) -> Verdict:
+    found, answer = True, response
+    if self.delimiter:
+      _, mark, answer = response.rpartition(self.delimiter)
+      found = bool(mark)
+    if not reference:
+      return Verdict.VERIFIER_FAILED
+    if not ended or not found or not answer:
+      return Verdict.NO_ANSWER
+    return Verdict.CORRECT if answer == reference else Verdict.WRONG
+
+
+def exact_text_verifier(
+  *, delimiter: str, name: str = "correct"
+) -> ExactTextVerifier:
+  """Returns the verifier that compares text, as `exact.exact_match` does ids.
+
+  The answer is what stands behind the last delimiter; nothing is stripped. For
+  a vocabulary in which a text has one tokenization (bytes, characters) the two
+  agree on every response.
+
+  Args:
+    delimiter: empty means that the whole response is the answer.
+    name: the reward's name.
+  """
+  return ExactTextVerifier(delimiter=delimiter, name=name)
