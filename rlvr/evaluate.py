@@ -36,6 +36,11 @@ class Evaluation:
         f"Evaluation: every={self.every}, num_prompts={self.num_prompts} must"
         f" be at least 1 and samples={self.samples} at least 0"
       )
+    if self.max_prompts is not None and self.max_prompts < 1:
+      raise ValueError(
+        f"Evaluation.max_prompts={self.max_prompts} must be at least 1, or None"
+        " for all"
+      )
     if bad := [k for k in self.ks if not 1 <= k <= self.samples]:
       raise ValueError(
         f"Evaluation.ks={list(self.ks)}: {bad} need 1 <= k <= samples="
@@ -207,7 +212,7 @@ def response_rows(
   """
   texts = decode_responses(vocabulary, rollout)
   verdicts = next(iter(signals.verdicts.values()), None)
-  outcome = {**signals.outcome, **(rewards or {})}
+  outcome: dict[str, Any] = {**signals.outcome, **(rewards or {})}
   rows = []
   for i, text in enumerate(texts):
     prompt = int(rollout.group[i])

@@ -56,7 +56,8 @@ def group_std(
 ) -> Array:
   """Returns the standard deviation over each group's unmasked members.
 
-  Two passes, so that equal values give exactly 0.
+  Two passes around each group's least value, so that equal values give exactly
+  0: the rounded mean of equal numbers need not equal them.
 
   Args:
     values: float [B].
@@ -69,6 +70,10 @@ def group_std(
     float [P].
   """
   mask = ~jnp.isnan(values) if mask is None else mask & ~jnp.isnan(values)
+  least = jax.ops.segment_min(
+    jnp.where(mask, values, jnp.inf), group, num_segments=num_groups
+  )
+  values = jnp.where(mask, values - least[group], 0.0)
   mean = group_mean(values, group, num_groups, mask)
   centred = jnp.where(mask, values - mean[group], 0.0)
   count = group_count(mask, group, num_groups)

@@ -9,7 +9,7 @@ randomness of batch n comes from `fold_in(state.key, n)`.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -104,8 +104,9 @@ class Recipe:
         " old_logprobs = 'recomputed', or sample from the whole distribution"
       )
     if self.chain.spec.gives != "advantages":
+      last = (self.chain, *self.chain.spec.parts)[-1]
       raise ValueError(
-        f"the chain ends with {self.chain.spec.parts[-1].spec.name!r}, which"
+        f"the chain ends with {last.spec.name!r}, which"
         " gives rewards: end it with an advantage estimator"
       )
     if not self.terms:
@@ -331,7 +332,8 @@ def update(
   by_response = _cut(
     recipe,
     {
-      "rollout": dataclasses.replace(rollout, prompts=None),
+      # The prompts are cut by themselves: they aren't one for each response.
+      "rollout": dataclasses.replace(rollout, prompts=cast(Prompts, None)),
       "old_logprobs": old,
       "advantages": scores.advantages,
       "weights": scores.weights,
@@ -375,7 +377,7 @@ def update(
         return jax.tree.map(jnp.add, total, micro(params, piece)), None
 
       ((_, sums), grads), _ = jax.lax.scan(accumulate, zeros, pieces)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss/total"])
     updates, new_opt = recipe.optimizer.update(grads, opt_state, params)
     new = (optax.apply_updates(params, updates), new_opt)

@@ -1,5 +1,6 @@
 """The run: data, state, restore, loop. Both supervised and RL."""
 
+import functools
 import json
 import math
 import time
@@ -10,6 +11,7 @@ import numpy as np
 
 from rlvr import models
 from rlvr.data import TaskSpec, open_source, required_vocab_size
+from rlvr.data.sources import TooLong
 from rlvr.evaluate import Evaluation, Evaluator
 from rlvr.infra.checkpoints import Checkpoints, restore_params
 from rlvr.infra.metrics import MetricLog, SampleLog
@@ -46,7 +48,7 @@ def train(
   step_delimiters: str = "",
   max_steps: int = 1,
   prompt_template: str = "{question}",
-  too_long: str = "drop",
+  too_long: TooLong = "drop",
   temperature: float = 1.0,
   top_k: int = 0,
   top_p: float = 1.0,
@@ -108,17 +110,20 @@ def train(
       f"ModelConfig.vocab_size={model.vocab_size} is too small for the"
       f" vocabulary: it needs {needed}. Set vocab_size to {needed} or more"
     )
-  lengths = {"prompt_length": prompt_length, "answer_length": answer_length}
-  options = dict(prompt_template=prompt_template, too_long=too_long, seed=seed)
-  source = open_source(
+  open_split = functools.partial(
+    open_source,
     task,
-    "train",
-    vocabulary,
-    target_length=max_tokens if loop.needs_targets else None,
-    **lengths,
-    **options,
+    vocabulary=vocabulary,
+    prompt_length=prompt_length,
+    answer_length=answer_length,
+    prompt_template=prompt_template,
+    too_long=too_long,
+    seed=seed,
   )
-  heldout = open_source(task, "heldout", vocabulary, **lengths, **options)
+  source = open_split(
+    "train", target_length=max_tokens if loop.needs_targets else None
+  )
+  heldout = open_split("heldout")
   delimiter_ids = tuple(
     i for text in step_delimiters for i in vocabulary.encode(text)
   )
@@ -156,7 +161,9 @@ def train(
     params = restore_params(initial_params, models.abstract_params(model))
   reference = jax.tree.map(lambda x: x.copy(), params)
   setup = setup._replace(reference=reference if loop.use_reference else None)
-  state = init_state(recipe, run_key, params)
+  # All on one committed placement: drawn, restored and updated states are then
+  # the same to jit, and nothing is compiled twice.
+  state = jax.device_put(init_state(recipe, run_key, params), jax.devices()[0])
 
   folder = open_run_folder(run_dir, resume=resume)
   checkpoints = Checkpoints(
@@ -318,7 +325,7 @@ def _plan(
   ).itemsize
   B = recipe.num_prompts * recipe.group_size
   per_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * width
-  S = setup.source.next_batch(1).prompts.tokens.shape[1]
+  S = setup.source.next_batch(setup.source.unit).prompts.tokens.shape[1]
   setup.source.seek(0)
   cache = per_token * (B * setup.sampling.max_tokens + recipe.num_prompts * S)
   copies = 1 + loop.use_reference

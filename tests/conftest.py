@@ -17,4 +17,4 @@ import pytest  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # The shared assertions explain themselves as those in test files do.
-pytest.register_assert_rewrite("tests.suite", "tests.make")
+pytest.register_assert_rewrite("tests.suite", "tests.compare")

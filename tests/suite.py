@@ -12,25 +12,32 @@ function of a `Case` as well and can be called alone:
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from rlvr import segments
 from rlvr.rewards.algebra import KINDS, Kind, Transform, reward_names
 from rlvr.types import Array, Context, Rollout, Scores
-from tests import make
+from tests import change, compare, make
+from tests.compare import ATOL, assert_same, must_fail, numpy_parity
+
+__all__ = [
+  "BEHAVIOURS",
+  "Case",
+  "assert_same",
+  "case",
+  "check_transform",
+  "must_fail",
+  "numpy_parity",
+]
 
 MakeScores = Callable[[Rollout, int], Scores]
 MakeProbes = Callable[[Rollout, int], dict[str, Array]]
 Scope = Literal["response", "group", "batch"]
 
-# XLA fuses and reorders float32 sums; the values here are of order 1.
-RTOL, ATOL = 1e-5, 2e-6
 # What stands outside the response in a padded reward; nothing may read it.
 OUTSIDE = (77.0, float("nan"))
 
@@ -219,29 +226,31 @@ def padding_changes_nothing(case: Case) -> None:
   NaN, is not read.
   """
   base, rollout = case.run(), case.context.rollout
-  context = pad_context(case.context, case.axes, tokens=2)
+  context = change.pad_context(case.context, case.axes, tokens=2)
   for fill in OUTSIDE:
-    scores = pad_scores(case.scores, rollout, tokens=2, steps=2, fill=fill)
+    scores = change.pad_scores(
+      case.scores, rollout, tokens=2, steps=2, fill=fill
+    )
     out = case.run(scores, context)
     if out.advantages is not None:
       beyond = np.asarray(out.advantages)[:, rollout.tokens.shape[1] :]
       assert (beyond == 0).all(), "padding got advantages"
-    assert_same(base, _crop(out, base), rollout)
+    assert_same(base, change.crop(out, base), rollout)
 
 
 def permutation_permutes(case: Case) -> None:
   """Permuting the responses inside groups permutes the result."""
-  order = _order_inside_groups(np.asarray(case.context.rollout.group))
+  order = change.order_inside_groups(np.asarray(case.context.rollout.group))
   context = dataclasses.replace(
     case.context,
-    rollout=_permute_rollout(case.context.rollout, order),
+    rollout=change.permute_rollout(case.context.rollout, order),
     probes={
       name: value[order] if case.axes[name].startswith("B") else value
       for name, value in case.context.probes.items()
     },
   )
-  out = case.run(_permute_scores(case.scores, order), context)
-  expected = _permute_scores(case.run(), order)
+  out = case.run(change.permute_scores(case.scores, order), context)
+  expected = change.permute_scores(case.run(), order)
   assert_same(expected, out, context.rollout)
 
 
@@ -259,7 +268,7 @@ def missing_stays_put(case: Case) -> None:
   absences = [rows == 1, group == group[0], rows >= 0]
   for name in reward_names(case.scores):
     for absent in absences:
-      scores = _with_missing(case.scores, name, absent)
+      scores = change.with_missing(case.scores, name, absent)
       if case.transform.spec.takes == "advantages":
         # As an estimator leaves a response whose reward is missing.
         keep = jnp.asarray(~absent, jnp.float32)
@@ -300,14 +309,14 @@ def names_stay_apart(case: Case) -> None:
   base = case.run(scores)
   assert "bystander" in base.outcome, "a reward that isn't used was dropped"
   np.testing.assert_array_equal(base.outcome["bystander"], bystander)
-  out = case.run(_with_missing(scores, "bystander", rows == 1))
+  out = case.run(change.with_missing(scores, "bystander", rows == 1))
   assert_same(
-    _without(base, "bystander"),
-    _without(out, "bystander"),
+    change.without_reward(base, "bystander"),
+    change.without_reward(out, "bystander"),
     case.context.rollout,
   )
   for name in reward_names(case.scores):
-    out = case.run(_with_missing(scores, name, rows == 1))
+    out = case.run(change.with_missing(scores, name, rows == 1))
     np.testing.assert_array_equal(
       out.outcome["bystander"],
       bystander,
@@ -451,226 +460,6 @@ BEHAVIOURS: dict[str, Callable[[Case], None]] = {
 }
 
 
-# Parity and negative controls.
-
-
-def numpy_parity(
-  fn: Callable[..., Any],
-  reference: Callable[..., Any],
-  inputs: Iterable[Sequence[Any]],
-  *,
-  rtol: float = RTOL,
-  atol: float = ATOL,
-) -> None:
-  """Asserts that `fn`, eager and jitted, agrees with a NumPy reference.
-
-  Args:
-    fn: takes JAX arrays; returns a pytree of arrays.
-    reference: takes NumPy arrays; returns the same pytree.
-    inputs: argument tuples; arrays are traced, everything else is static.
-    rtol: relative tolerance.
-    atol: absolute tolerance.
-  """
-  count = 0
-  for args in inputs:
-    count += 1
-    is_array = [isinstance(a, np.ndarray | jax.Array) for a in args]
-    expected = reference(
-      *(np.asarray(a) if i else a for a, i in zip(args, is_array, strict=True))
-    )
-    arrays = [jnp.asarray(a) for a, i in zip(args, is_array, strict=True) if i]
-
-    def call(*arrays, args=args, is_array=is_array):
-      rest = iter(arrays)
-      return fn(
-        *(next(rest) if i else a for a, i in zip(args, is_array, strict=True))
-      )
-
-    for mode, function in (("eager", call), ("jitted", jax.jit(call))):
-      jax.tree.map(
-        lambda a, e, mode=mode: np.testing.assert_allclose(
-          a, e, rtol=rtol, atol=atol, err_msg=f"{mode} differs from NumPy"
-        ),
-        function(*arrays),
-        expected,
-      )
-  assert count, "numpy_parity was given no inputs: it would prove nothing"
-
-
-def must_fail(check: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-  """Asserts that a check fails: the negative control of a test."""
-  with pytest.raises(AssertionError):
-    check(*args, **kwargs)
-
-
-def assert_same(
-  expected: Scores,
-  actual: Scores,
-  rollout: Rollout,
-  *,
-  rows: np.ndarray | None = None,
-  metrics: bool = True,
-) -> None:
-  """Asserts equal scores on the response's own steps and tokens.
-
-  Args:
-    expected: scores.
-    actual: scores.
-    rollout: whose masks say what counts.
-    rows: bool [B], responses to compare; None compares all.
-    metrics: whether the metrics are compared.
-  """
-  rows = np.ones(rollout.group.shape, bool) if rows is None else rows
-  for kind in KINDS:
-    one, two = getattr(expected, kind), getattr(actual, kind)
-    assert set(one) == set(two), f"{kind} rewards: {set(one)} and {set(two)}"
-    for name in one:
-      mask = _mask(kind, one[name], rollout) & _column(rows, one[name].ndim)
-      _close(one[name], two[name], mask, f"{kind} reward {name!r}")
-  assert (expected.advantages is None) == (actual.advantages is None)
-  if expected.advantages is not None:
-    mask = np.asarray(rollout.completion_mask) & rows[:, None]
-    _close(expected.advantages, actual.advantages, mask, "advantages")
-  _close(expected.weights, actual.weights, rows, "weights")
-  if metrics:
-    assert set(expected.metrics) == set(actual.metrics)
-    for name, value in expected.metrics.items():
-      _close(value, actual.metrics[name], np.True_, f"metric {name!r}")
-
-
-# Changing inputs.
-
-
-def pad_scores(
-  scores: Scores, rollout: Rollout, *, tokens: int, steps: int, fill: float
-) -> Scores:
-  """Returns the scores with more steps and tokens, `fill` outside responses."""
-
-  def pad(kind, values, extra):
-    values = jnp.where(jnp.asarray(_mask(kind, values, rollout)), values, fill)
-    return jnp.pad(values, ((0, 0), (0, extra)), constant_values=fill)
-
-  advantages = scores.advantages
-  if advantages is not None:
-    advantages = jnp.pad(advantages, ((0, 0), (0, tokens)))
-  return dataclasses.replace(
-    scores,
-    step={k: pad("step", v, steps) for k, v in scores.step.items()},
-    token={k: pad("token", v, tokens) for k, v in scores.token.items()},
-    advantages=advantages,
-  )
-
-
-def pad_context(
-  context: Context, axes: Mapping[str, str], *, tokens: int
-) -> Context:
-  """Returns the context with longer prompts, responses and answers.
-
-  Probes are 0 outside their mask, as the contract says.
-  """
-
-  def pad(values, before=0, after=0, fill=0):
-    return jnp.pad(values, ((0, 0), (before, after)), constant_values=fill)
-
-  old, extra = context.rollout, {"T": tokens, "R": 1}
-  rollout = dataclasses.replace(
-    old,
-    prompts=dataclasses.replace(
-      old.prompts,
-      tokens=pad(old.prompts.tokens, before=1),
-      mask=pad(old.prompts.mask, before=1),
-      answer_tokens=pad(old.prompts.answer_tokens, after=1),
-      answer_mask=pad(old.prompts.answer_mask, after=1),
-    ),
-    tokens=pad(old.tokens, after=tokens),
-    completion_mask=pad(old.completion_mask, after=tokens),
-    behavior_logprobs=pad(old.behavior_logprobs, after=tokens),
-    step_index=pad(old.step_index, after=tokens, fill=-1),
-  )
-  probes = {
-    name: jnp.pad(
-      value,
-      [(0, extra.get(a, 0)) for a in axes[name].ljust(value.ndim, "D")],
-    )
-    for name, value in context.probes.items()
-  }
-  return dataclasses.replace(context, rollout=rollout, probes=probes)
-
-
-def _crop(scores: Scores, like: Scores) -> Scores:
-  def crop(values, other):
-    return values[tuple(slice(n) for n in other.shape)]
-
-  named = {
-    kind: {
-      name: crop(values, getattr(like, kind)[name])
-      if name in getattr(like, kind)
-      else values
-      for name, values in getattr(scores, kind).items()
-    }
-    for kind in KINDS
-  }
-  advantages = scores.advantages
-  if advantages is not None and like.advantages is not None:
-    advantages = crop(advantages, like.advantages)
-  return dataclasses.replace(scores, **named, advantages=advantages)
-
-
-def _order_inside_groups(group: np.ndarray) -> np.ndarray:
-  """Reverses each group: no response of a larger group stays (but a middle)."""
-  return np.concatenate(
-    [np.flatnonzero(group == g)[::-1] for g in np.unique(group)]
-  )
-
-
-def _permute_rollout(rollout: Rollout, order: np.ndarray) -> Rollout:
-  fields = dataclasses.fields(rollout)
-  return dataclasses.replace(
-    rollout,
-    **{
-      f.name: getattr(rollout, f.name)[order]
-      for f in fields
-      if f.name != "prompts"
-    },
-  )
-
-
-def _permute_scores(scores: Scores, order: np.ndarray) -> Scores:
-  rows = {
-    kind: {k: v[order] for k, v in getattr(scores, kind).items()}
-    for kind in KINDS
-  }
-  return dataclasses.replace(
-    scores,
-    **rows,
-    advantages=None if scores.advantages is None else scores.advantages[order],
-    weights=scores.weights[order],
-  )
-
-
-def _with_missing(scores: Scores, name: str, absent: np.ndarray) -> Scores:
-  kinds = {}
-  for kind in KINDS:
-    kinds[kind] = dict(getattr(scores, kind))
-    if name in kinds[kind]:
-      values = kinds[kind][name]
-      rows = jnp.asarray(_column(absent, values.ndim))
-      kinds[kind][name] = jnp.where(
-        jnp.broadcast_to(rows, values.shape), jnp.nan, values
-      )
-  return dataclasses.replace(scores, **kinds)
-
-
-def _without(scores: Scores, name: str) -> Scores:
-  return dataclasses.replace(
-    scores,
-    **{
-      kind: {k: v for k, v in getattr(scores, kind).items() if k != name}
-      for kind in KINDS
-    },
-  )
-
-
 def _rewards_unused(case: Case, name: str) -> bool:
   """Whether a changed reward changes no advantage."""
   rewards = {
@@ -689,42 +478,15 @@ def _rewards_unused(case: Case, name: str) -> bool:
   return bool(np.allclose(out.advantages, case.run().advantages))
 
 
-# Comparing.
-
-
-def _column(rows: np.ndarray, ndim: int) -> np.ndarray:
-  return np.asarray(rows).reshape((-1,) + (1,) * (ndim - 1))
-
-
-def _mask(kind: Kind, values: Array, rollout: Rollout) -> np.ndarray:
-  if kind == "outcome":
-    return np.ones(values.shape, bool)
-  if kind == "token":
-    return np.asarray(rollout.completion_mask)
-  return np.asarray(segments.step_mask(rollout.step_index, values.shape[1]))
-
-
-def _close(expected, actual, mask, what: str) -> None:
-  expected, actual = np.asarray(expected), np.asarray(actual)
-  assert expected.shape == actual.shape, (
-    f"{what}: shapes {expected.shape} and {actual.shape}"
-  )
-  np.testing.assert_allclose(
-    np.where(mask, actual, 0.0),
-    np.where(mask, expected, 0.0),
-    rtol=RTOL,
-    atol=ATOL,
-    err_msg=f"{what} differs",
-  )
-
-
 def _assert_no_new_nan(
   base: Scores, out: Scores, rollout: Rollout, rows: np.ndarray, name: str
 ) -> None:
   for kind in KINDS:
     for other, values in getattr(out, kind).items():
       before = getattr(base, kind)[other]
-      mask = _mask(kind, values, rollout) & _column(rows, values.ndim)
+      mask = compare.own_mask(kind, values, rollout) & compare.column(
+        rows, values.ndim
+      )
       new = np.isnan(values) & ~np.isnan(before) & mask
       assert not new.any(), (
         f"missing {name!r} made {kind} reward {other!r} of another response NaN"
@@ -759,7 +521,7 @@ def _probe_sum(scores: Scores, rollout: Rollout, rewards: bool = True) -> Array:
   if rewards:
     for kind in KINDS:
       for values in getattr(scores, kind).values():
-        mask = jnp.asarray(_mask(kind, values, rollout))
+        mask = jnp.asarray(compare.own_mask(kind, values, rollout))
         arrays.append(jnp.where(mask, values, 0.0))
   for values in arrays:
     slope = jnp.sin(1.0 + jnp.arange(values.size, dtype=jnp.float32))

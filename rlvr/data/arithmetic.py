@@ -32,6 +32,7 @@ HELDOUT_ONE_IN = 8
 # So many draws in a row without a new expression mean that there are no more.
 _PATIENCE = 10_000
 _MAX_OPERATIONS = 200  # trees are walked recursively
+_REORDERINGS = 20  # draws of another order before a problem is left out
 _PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
 
 
@@ -90,7 +91,32 @@ def canonical_form(node: Node) -> str:
   if isinstance(node, int):
     return str(node)
   up, down = ("+", "-") if node[0] in "+-" else ("*", "/")
-  return "(" + "".join(sorted(_gather(node, up, down, up))) + ")"
+  terms = _signed_terms(node, up, down, up)
+  return "(" + "".join(sorted(s + canonical_form(t) for s, t in terms)) + ")"
+
+
+def reordered(node: Node, rng: np.random.Generator) -> Node:
+  """Returns the expression with the terms of each sum and product shuffled.
+
+  Terms are those of `canonical_form`, so that both have the same one; the first
+  is always one that is added (or multiplied by). The result may read as the
+  expression itself, and a division in it may not be exact.
+
+  Args:
+    node: the expression.
+    rng: draws the orders.
+  """
+  if isinstance(node, int):
+    return node
+  up, down = ("+", "-") if node[0] in "+-" else ("*", "/")
+  terms = _signed_terms(node, up, down, up)
+  terms = [(sign, reordered(term, rng)) for sign, term in terms]
+  terms = [terms[i] for i in rng.permutation(len(terms))]
+  first = next(i for i, (sign, _) in enumerate(terms) if sign == up)
+  _, result = terms.pop(first)
+  for sign, term in terms:
+    result = (sign, result, term)
+  return result
 
 
 def split_of(node: Node) -> Split:
@@ -113,11 +139,13 @@ def arithmetic_examples(
   answer_delimiter: str,
   step_delimiter: str,
   seed: int,
+  paraphrases: bool = False,
 ) -> list[Example]:
   """Returns distinct expressions of a split, the same for the same arguments.
 
-  No question occurs twice; in the held-out split no canonical form does. Sizes
-  are prefixes: 100 examples are the first 100 of 1,000.
+  No question occurs twice; in the held-out split no canonical form does (with
+  paraphrases: in no two pairs). Sizes are prefixes: 100 examples are the first
+  100 of 1,000.
 
   Args:
     split: "train" or "heldout".
@@ -135,6 +163,9 @@ def arithmetic_examples(
     answer_delimiter: stands before the target's answer.
     step_delimiter: stands between steps.
     seed: of the draws.
+    paraphrases: whether examples 2i and 2i+1 are one problem in two orders:
+      3*4+12 and 12+4*3. Problems that have only one order, such as 7-3, are
+      left out then.
 
   Raises:
     ValueError: an option makes no sense, or there are fewer expressions than
@@ -150,6 +181,11 @@ def arithmetic_examples(
       f" step_delimiter={step_delimiter!r}: steps and answer couldn't be told"
       " apart; give both, e.g. '#' and ';'"
     )
+  if paraphrases and num_examples % 2:
+    raise ValueError(
+      f"arithmetic: num_{split}={num_examples} with paraphrases=True: examples"
+      " come in pairs, give an even number"
+    )
   rng = np.random.default_rng([seed, SPLITS.index(split)])
   examples: list[Example] = []
   seen: set[str] = set()
@@ -158,9 +194,14 @@ def arithmetic_examples(
     count = int(rng.integers(low, high + 1))
     draw = _random_tree if parentheses else _random_chain
     node = draw(rng, count, operand_min, operand_max, tuple(operators))
-    solved = evaluate(node)
     key = canonical_form(node) if split == "heldout" else expression_text(node)
-    if solved is None or key in seen or split_of(node) != split:
+    usable = (
+      evaluate(node) is not None and key not in seen and split_of(node) == split
+    )
+    other = _paraphrase(node, rng) if paraphrases and usable else None
+    if paraphrases and (other is None or expression_text(other) in seen):
+      usable = False
+    if not usable:
       misses += 1
       if misses > _PATIENCE:
         raise ValueError(
@@ -172,35 +213,53 @@ def arithmetic_examples(
       continue
     misses = 0
     seen.add(key)
-    value, steps = solved
-    shown = step_delimiter.join(steps) if working else ""
-    examples.append(
-      Example(
-        question=expression_text(node),
-        answer=str(value),
-        target=f"{shown}{answer_delimiter}{value}",
-        metadata={
-          "num_operations": count,
-          "canonical_form": canonical_form(node),
-        },
+    together = [node] if other is None else [node, other]
+    seen.update(expression_text(n) for n in together)
+    for expression in together:
+      value, steps = evaluate(expression)  # type: ignore[misc]
+      shown = step_delimiter.join(steps) if working else ""
+      examples.append(
+        Example(
+          question=expression_text(expression),
+          answer=str(value),
+          target=f"{shown}{answer_delimiter}{value}",
+          metadata={
+            "num_operations": count,
+            "canonical_form": canonical_form(expression),
+          },
+        )
       )
-    )
   return examples
+
+
+def _paraphrase(node: Node, rng: np.random.Generator) -> Node | None:
+  """Returns the expression in another order, None if none was found."""
+  for _ in range(_REORDERINGS):
+    other = reordered(node, rng)
+    if (
+      expression_text(other) != expression_text(node)
+      and evaluate(other) is not None
+    ):
+      return other
+  return None
 
 
 def _precedence(node: Node) -> int:
   return 3 if isinstance(node, int) else _PRECEDENCE[node[0]]
 
 
-def _gather(node: Node, up: str, down: str, sign: str) -> list[str]:
+def _signed_terms(
+  node: Node, up: str, down: str, sign: str
+) -> list[tuple[str, Node]]:
+  """Returns the terms of nested sums (or factors) with their signs."""
   if isinstance(node, int) or node[0] not in (up, down):
-    return [sign + canonical_form(node)]
+    return [(sign, node)]
   operator, left, right = node
   flipped = down if sign == up else up
   right_sign = sign if operator == up else flipped
   return [
-    *_gather(left, up, down, sign),
-    *_gather(right, up, down, right_sign),
+    *_signed_terms(left, up, down, sign),
+    *_signed_terms(right, up, down, right_sign),
   ]
 
 

@@ -40,11 +40,14 @@ class TaskSpec:
   name: letters, digits, `_`, `.` and `:`; seqio's name and a mixture's key.
   examples: makes a split's examples, in a fixed order; None for a mixture.
   parts: a mixture's tasks with their weights; empty for a task.
+  unit: how many consecutive examples belong together and are always drawn
+    together, in their order: 2 for pairs of paraphrases.
   """
 
   name: str
   examples: Callable[[Split], Sequence[Example]] | None
   parts: tuple[tuple["TaskSpec", float], ...] = ()
+  unit: int = 1
 
 
 def check_split(split: str) -> Split:

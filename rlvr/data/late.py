@@ -45,16 +45,3 @@ def import_seqio() -> ModuleType:
     warnings.simplefilter("ignore", FutureWarning)
     import seqio
   return seqio
-
-
-@functools.cache
-def import_reasoning_gym() -> ModuleType:
-  """Returns `reasoning_gym`, imported quietly."""
-  with warnings.catch_warnings():
-    # Its dependencies have invalid escapes in strings, reported whenever they
-    # are compiled, and use pkg_resources.
-    warnings.simplefilter("ignore", SyntaxWarning)
-    warnings.simplefilter("ignore", DeprecationWarning)
-    warnings.simplefilter("ignore", UserWarning)
-    import reasoning_gym
-  return reasoning_gym

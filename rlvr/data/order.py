@@ -8,6 +8,9 @@ Draws come in blocks. In a block, task i has exactly n_i draws, shuffled by
 q div N_i, and each epoch is its own permutation by (seed, i, epoch). With one
 task a block is an epoch. The shares of a mixture's tasks are therefore exact
 in each block, up to the rounding of n_i, rather than right on average.
+
+Where examples belong together in units (pairs of paraphrases), all this is said
+of units: a unit's examples are drawn one after another, in their order.
 """
 
 import functools
@@ -20,18 +23,33 @@ class Order:
   """The endless order of draws from one or more tables of examples."""
 
   def __init__(
-    self, sizes: Sequence[int], weights: Sequence[float], *, seed: int
+    self,
+    sizes: Sequence[int],
+    weights: Sequence[float],
+    *,
+    seed: int,
+    unit: int = 1,
   ):
     """Fixes the order.
 
     Args:
-      sizes: N_i, examples of each task, 1 or more.
+      sizes: N_i, examples of each task, 1 or more, multiples of the unit.
       weights: share of each task, above 0, up to a common factor.
       seed: 0 or more.
+      unit: consecutive examples that are drawn together.
+
+    Raises:
+      ValueError: a size that the unit doesn't divide.
     """
-    self._sizes = tuple(sizes)
+    if unit < 1 or any(size % unit for size in sizes):
+      raise ValueError(
+        f"unit={unit} with {list(sizes)} examples: give a unit of 1 or more"
+        " that divides each task's number of examples"
+      )
+    self._sizes = tuple(size // unit for size in sizes)
     self._seed = seed
-    self._starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    self._unit = unit
+    self._starts = np.concatenate([[0], np.cumsum(self._sizes)[:-1]])
     self.slots = _slots(self._sizes, weights)
     self.block = sum(self.slots)
     # A batch touches one or two epochs of a task; older ones are not coming
@@ -43,14 +61,25 @@ class Order:
     """Returns the rows drawn at positions `position` and the following.
 
     Args:
-      position: draws before, 0 or more.
-      count: how many draws.
+      position: draws before, 0 or more, a multiple of the unit.
+      count: how many draws, a multiple of the unit.
 
     Returns:
       int64 [count], indices into the tasks' examples laid end to end.
+
+    Raises:
+      ValueError: position or count would cut a unit.
     """
-    rows = [self._row(p) for p in range(position, position + count)]
-    return np.asarray(rows, np.int64)
+    unit = self._unit
+    if position % unit or count % unit:
+      raise ValueError(
+        f"{count} draws from position {position} cut a unit of {unit} examples:"
+        f" give multiples of {unit}"
+      )
+    first = position // unit
+    drawn = [self._row(p) for p in range(first, first + count // unit)]
+    firsts = unit * np.asarray(drawn, np.int64)
+    return (firsts[:, None] + np.arange(unit)).reshape(-1)
 
   def _row(self, position: int) -> int:
     block, place = divmod(position, self.block)

@@ -62,6 +62,8 @@ class PromptSource:
     resumes with another one would not see the same batches.
   unknown_tokens: how many tokens of prompts and targets the vocabulary has no
     name for.
+  unit: examples that belong together; batches and positions are multiples of
+    it.
   """
 
   def __init__(
@@ -76,6 +78,7 @@ class PromptSource:
     fingerprint: str,
     shard_index: int,
     num_shards: int,
+    unit: int = 1,
   ):
     self._rows = rows
     self._order = order
@@ -86,6 +89,7 @@ class PromptSource:
     self.dropped = dropped
     self.unknown_tokens = unknown_tokens
     self.fingerprint = fingerprint
+    self.unit = unit
     self.position = 0
 
   @property
@@ -101,17 +105,26 @@ class PromptSource:
     are the batch that one host alone would have had.
 
     Args:
-      num_prompts: P, on this host.
+      num_prompts: P, on this host; a multiple of the unit.
+
+    Raises:
+      ValueError: num_prompts isn't, or is no number of prompts.
     """
     _check_at_least("num_prompts", num_prompts, 1)
+    self._check_whole_units("num_prompts", num_prompts)
     first = self.position + self._shard_index * num_prompts
     rows = self._order.rows(first, num_prompts)
     self.position += self._num_shards * num_prompts
     return self._batch(rows, np.ones((num_prompts,), bool))
 
   def seek(self, position: int) -> None:
-    """Goes to where `position` examples were drawn, forwards or backwards."""
+    """Goes to where `position` examples were drawn, forwards or backwards.
+
+    Raises:
+      ValueError: the position is negative or inside a unit.
+    """
     _check_at_least("position", position, 0)
+    self._check_whole_units("position", position)
     self.position = position
 
   def all_batches(self, num_prompts: int) -> Iterator[Batch]:
@@ -120,7 +133,8 @@ class PromptSource:
     A mixture's tasks come one after another, each whole: weights are for
     drawing. With several hosts each has its run of every global batch, and all
     have as many batches. The last batch is filled up with rows from the start,
-    which `real` tells apart.
+    which `real` tells apart. Units may be cut: an evaluation looks at each
+    response by itself.
 
     Args:
       num_prompts: P, on this host.
@@ -132,6 +146,13 @@ class PromptSource:
       places = np.arange(first, first + num_prompts)
       real = places < self.num_examples
       yield self._batch(places % self.num_examples, real)
+
+  def _check_whole_units(self, name: str, value: int) -> None:
+    if value % self.unit:
+      raise ValueError(
+        f"{name}={value}: this task's examples belong together in units of"
+        f" {self.unit}: give a multiple of {self.unit}"
+      )
 
   def _batch(self, indices: np.ndarray, real: np.ndarray) -> Batch:
     rows = [self._rows[i] for i in indices]
@@ -174,8 +195,9 @@ def open_source(
   """Returns the source of a task's split.
 
   Nothing is ever truncated: a prompt, answer or target that doesn't fit is
-  dropped with its example and counted, or an error. Each epoch is shuffled by
-  itself, deterministically from the seed.
+  dropped with its example (with its whole unit, see `TaskSpec.unit`) and
+  counted, or an error. Each epoch is shuffled by itself, deterministically from
+  the seed.
 
   Args:
     task: what to draw from.
@@ -212,7 +234,7 @@ def open_source(
   unknown = 0
   for part in parts:
     kept, part_dropped, part_unknown = _load(
-      part, split, vocabulary, lengths, too_long
+      part, split, vocabulary, lengths, too_long, task.unit
     )
     rows += kept
     sizes.append(len(kept))
@@ -220,14 +242,15 @@ def open_source(
     unknown += part_unknown
   return PromptSource(
     rows,
-    Order(sizes, weights, seed=seed),
+    Order(sizes, weights, seed=seed, unit=task.unit),
     lengths=lengths,
     pad_id=vocabulary.pad_id,
     dropped=dict(dropped),
     unknown_tokens=unknown,
-    fingerprint=_fingerprint(rows, sizes, weights, seed),
+    fingerprint=_fingerprint(rows, sizes, weights, seed, task.unit),
     shard_index=shard_index,
     num_shards=num_shards,
+    unit=task.unit,
   )
 
 
@@ -249,6 +272,7 @@ def _load(
   vocabulary: "seqio.Vocabulary",
   lengths: Lengths,
   too_long: TooLong,
+  unit: int,
 ) -> tuple[list[_Row], collections.Counter[str], int]:
   """Returns a task's rows that fit, what was dropped, and unknown tokens."""
   # No `sequence_length`: seqio would truncate to it.
@@ -256,6 +280,8 @@ def _load(
     sequence_length=None, split=split, shuffle=False, num_epochs=1
   )
   rows: list[_Row] = []
+  together: list[_Row] = []  # the unit that is being read
+  misfit: str | None = None  # why it must be dropped
   dropped: collections.Counter[str] = collections.Counter()
   unknown = count = 0
   for count, example in enumerate(dataset.as_numpy_iterator(), start=1):
@@ -280,17 +306,29 @@ def _load(
     )
     if not row.prompt.size:
       raise ValueError(f"{where} has an empty prompt: see `prompt_template`")
-    if reason := _misfit(row, lengths, too_long, where):
-      dropped[reason] += 1
-      continue
+    together.append(row)
+    misfit = misfit or _misfit(row, lengths, too_long, where)
     unk = vocabulary.unk_id
-    if unk is not None and unk in row.answer:
+    if not misfit and unk is not None and unk in row.answer:
       raise ValueError(
         f"{where}: the vocabulary can't write the reference {reference!r}, so"
         " that no response could match it: use a vocabulary that covers it"
       )
-    unknown += int((row.prompt == unk).sum() + (row.target == unk).sum())
-    rows.append(row)
+    if len(together) < unit:
+      continue
+    if misfit:
+      dropped[misfit] += unit
+    else:
+      rows += together
+      unknown += sum(
+        int((r.prompt == unk).sum() + (r.target == unk).sum()) for r in together
+      )
+    together, misfit = [], None
+  if together:
+    raise ValueError(
+      f"task {task.name!r}: {count} {split} examples are no multiple of its"
+      f" unit={unit}: make whole units"
+    )
   if not rows:
     raise ValueError(
       f"task {task.name!r}: none of {count} {split} examples is left; dropped:"
@@ -340,8 +378,10 @@ def _fingerprint(
   sizes: Sequence[int],
   weights: Sequence[float],
   seed: int,
+  unit: int,
 ) -> str:
-  digest = hashlib.sha256(repr((list(sizes), list(weights), seed)).encode())
+  order = repr((list(sizes), list(weights), seed, unit))
+  digest = hashlib.sha256(order.encode())
   for row in rows:
     for tokens in (row.prompt, row.answer, row.target):
       digest.update(len(tokens).to_bytes(8, "big"))

@@ -14,7 +14,8 @@ from etils import epath
 
 from rlvr.data.arithmetic import arithmetic_examples
 from rlvr.data.examples import Example, Split, TaskSpec
-from rlvr.data.late import import_reasoning_gym, import_seqio
+from rlvr.data.late import import_seqio
+from rlvr.verifiers.reasoning import import_reasoning_gym
 
 
 def arithmetic_task(
@@ -29,20 +30,23 @@ def arithmetic_task(
   working: bool = True,
   answer_delimiter: str = "#",
   step_delimiter: str = ";",
+  paraphrases: bool = False,
   seed: int = 0,
   name: str = "arithmetic",
 ) -> TaskSpec:
   """Returns the task of generated arithmetic expressions.
 
   See `rlvr.data.arithmetic`, which also says why no expression is in both
-  splits, whatever seeds and sizes.
+  splits, whatever seeds and sizes. With paraphrases, every batch holds both of
+  a problem's two orders, one after the other (`TaskSpec.unit` is 2).
 
   Args:
     num_train: training expressions.
     num_heldout: held-out expressions.
     name: the task's name.
     num_operations, operand_min, operand_max, operators, parentheses, working,
-      answer_delimiter, step_delimiter, seed: see `arithmetic_examples`.
+      answer_delimiter, step_delimiter, paraphrases, seed: see
+      `arithmetic_examples`.
   """
 
   def examples(split: Split) -> list[Example]:
@@ -57,10 +61,11 @@ def arithmetic_task(
       working=working,
       answer_delimiter=answer_delimiter,
       step_delimiter=step_delimiter,
+      paraphrases=paraphrases,
       seed=seed,
     )
 
-  return TaskSpec(name, examples)
+  return TaskSpec(name, examples, unit=2 if paraphrases else 1)
 
 
 def reasoning_gym_task(
@@ -213,8 +218,8 @@ def mixture_task(
     name: the mixture's name.
 
   Raises:
-    ValueError: no tasks, other lengths, weights that aren't positive, or a
-      name that occurs twice.
+    ValueError: no tasks, other lengths, weights that aren't positive, a name
+      that occurs twice, or tasks of different units (`TaskSpec.unit`).
   """
   if not tasks or len(tasks) != len(weights):
     raise ValueError(
@@ -231,7 +236,14 @@ def mixture_task(
     raise ValueError(
       f"mixture_task: the names {twice} occur twice: set each task's `name`"
     )
-  return TaskSpec(name, None, tuple(zip(tasks, weights, strict=True)))
+  units = {task.name: task.unit for task in tasks}
+  if len(set(units.values())) > 1:
+    raise ValueError(
+      f"mixture_task: examples belong together in different units, {units}:"
+      " mix tasks of one unit (arithmetic_task.paraphrases makes pairs)"
+    )
+  parts = tuple(zip(tasks, weights, strict=True))
+  return TaskSpec(name, None, parts, unit=tasks[0].unit)
 
 
 def json_lines(

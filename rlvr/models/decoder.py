@@ -33,6 +33,11 @@ def _param(rngs, shape, axes, fan_in):
   return nnx.Param(value, axes=axes)
 
 
+def _bias(heads: int, head_dim: int, axis: str) -> nnx.Param:
+  zeros = jnp.zeros((heads, head_dim), jnp.float32)
+  return nnx.Param(zeros, axes=(axis, "head_dim"))
+
+
 def _project(x: Array, weight: Array, contract: int = 1) -> Array:
   """Returns x · weight over the last `contract` axes of x, as one 2-D product.
 
@@ -76,13 +81,9 @@ class Block(nnx.Module):
       rngs, (H, N, D), ("heads", "head_dim", "embed"), H * N * out**0.5
     )
     if c.qkv_bias:
-      for name, heads, axis in (
-        ("query_bias", H, "heads"),
-        ("key_bias", K, "kv_heads"),
-        ("value_bias", K, "kv_heads"),
-      ):
-        zeros = jnp.zeros((heads, N), jnp.float32)
-        setattr(self, name, nnx.Param(zeros, axes=(axis, "head_dim")))
+      self.query_bias = _bias(H, N, "heads")
+      self.key_bias = _bias(K, N, "kv_heads")
+      self.value_bias = _bias(K, N, "kv_heads")
     if c.qk_norm:
       self.query_norm = RMSNorm(N, c.norm_epsilon, "head_dim")
       self.key_norm = RMSNorm(N, c.norm_epsilon, "head_dim")
@@ -204,11 +205,25 @@ def logical_axes(config: ModelConfig) -> Any:
   }
 
 
-def _embed(params: Params, config: ModelConfig, tokens: Array) -> Array:
+def _embed(
+  params: Params,
+  config: ModelConfig,
+  tokens: Array,
+  mask: Array | None = None,
+) -> Array:
   dtype = jnp.dtype(config.compute_dtype)
-  # Out-of-range ids become NaN rather than another token's embedding.
-  table = params["trunk"]["embedding"]
-  x = table.at[tokens].get(mode="fill", fill_value=jnp.nan).astype(dtype)
+  if mask is not None:
+    # Padding may hold any id; a NaN there would pass every attention mask,
+    # as 0 · NaN.
+    tokens = jnp.where(mask, tokens, 0)
+  # Out-of-range ids, negative ones too, become NaN rather than another
+  # token's embedding.
+  x = (
+    params["trunk"]["embedding"]
+    .at[tokens]
+    .get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+    .astype(dtype)
+  )
   if config.scale_embeddings:
     x = x * jnp.asarray(config.embed_dim**0.5, dtype)
   return x
@@ -261,7 +276,7 @@ def _forward_keep(params, config, tokens, mask):
     return block.finish(x, attend(q, k, v, visible)), (k, v)
 
   x, key_values = _scan_layers(
-    body, config, _embed(params, config, tokens), params
+    body, config, _embed(params, config, tokens, mask), params
   )
   return _final_norm(params, config, x), key_values
 
@@ -348,8 +363,8 @@ def forward_responses(
     return (x_prompt, block.finish(x, attended)), None
 
   carry = (
-    _embed(params, config, prompt_tokens),
-    _embed(params, config, jnp.where(mask, tokens, 0)),
+    _embed(params, config, prompt_tokens, prompt_mask),
+    _embed(params, config, tokens, mask),
   )
   (x_prompt, x), _ = _scan_layers(body, config, carry, params)
   before = jnp.concatenate([spread(x_prompt[:, -1:]), x[:, :-1]], axis=1)

@@ -143,13 +143,26 @@ def compute_probes(
       out[name] = jnp.where(mask, value[:, : mask.shape[1]], 0.0)
 
   if "prompt_free_logprobs" in names:
+    assert settings.start_id is not None  # check_probes saw to it
     start = jnp.full((1, 1), settings.start_id, jnp.int32)
     found = policy(start, jnp.ones((1, 1), bool), r.tokens, mask, None)
     out["prompt_free_logprobs"] = jnp.where(mask, found["logprobs"], 0.0)
   if "answer_logprobs" in names:
     # Reasoning up to the answer, then the reference answer in its place. A
     # response without a delimiter is reasoning as a whole; the delimiter is
-    # then put behind it.
+    # then put behind it. One more position tells a response that ends with
+    # the delimiter, whose answer is empty, from one without.
+    length = (mask & (r.tokens != settings.end_id)).sum(-1)
+    place = jnp.arange(mask.shape[1] + 1)[None]
+    after = after_last_delimiter(
+      jnp.where(
+        place == length[:, None],
+        settings.end_id,
+        jnp.pad(r.tokens, ((0, 0), (0, 1))),
+      ),
+      place <= length[:, None],
+      settings.answer_delimiter,
+    )
     with_delimiter, with_mask = _before_answers(
       settings.answer_delimiter, answers, answer_mask
     )
@@ -157,12 +170,8 @@ def compute_probes(
     width = with_delimiter.shape[1]
     bare = jnp.pad(bare, ((0, 0), (0, width - bare.shape[1])))
     bare_mask = jnp.pad(bare_mask, ((0, 0), (0, width - bare_mask.shape[1])))
-    has = span.any(-1)
-    reasoning = jnp.where(
-      has,
-      jnp.argmax(span, axis=-1),
-      (mask & (r.tokens != settings.end_id)).sum(-1),
-    )
+    has = after.any(-1)
+    reasoning = jnp.where(has, jnp.argmax(after, axis=-1), length)
     tail = jnp.where(has[:, None], bare, with_delimiter)
     tail_mask = jnp.where(has[:, None], bare_mask, with_mask)
     skip = jnp.where(has, 0, len(settings.answer_delimiter))
@@ -226,8 +235,7 @@ def _before_answers(delimiter, answers, answer_mask):
 
 def _splice(tokens, at, tail, tail_mask):
   """[B, T + W]: the first `at` tokens of each row, then its tail."""
-  B, T = tokens.shape
-  W = tail.shape[1]
+  T, W = tokens.shape[1], tail.shape[1]
   position = jnp.arange(T + W)[None]
   offset = position - at[:, None]
   behind = (offset >= 0) & (offset < W)

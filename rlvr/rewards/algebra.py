@@ -24,6 +24,7 @@ Missing values (NaN) by station:
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -131,7 +132,7 @@ def chain(*links: Transform, transforms: Sequence[Transform] = ()) -> Transform:
         f"chain: link {i} is {part!r}, not a Transform; in gin, write"
         " `@name()` with the brackets"
       )
-  for i, (before, after) in enumerate(zip(parts, parts[1:], strict=False)):
+  for i, (before, after) in enumerate(itertools.pairwise(parts)):
     if before.spec.gives != after.spec.takes:
       hint = (
         "put an advantage estimator before it"

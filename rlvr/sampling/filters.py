@@ -17,7 +17,9 @@ def filtered_logprobs(
   """Returns the log-probs of the distribution that is sampled from.
 
   Applied in this order: temperature, top-k, top-p, min-p; then renormalised.
-  Tokens that are cut have log-prob -inf. The likeliest token always stays.
+  Tokens that are cut have log-prob -inf. The likeliest token always stays, and
+  tokens that are equally likely stay or go together: with ties at the border
+  top-k and top-p keep more than they say.
 
   Sources: top-p, Holtzman et al. 2019, https://arxiv.org/abs/1904.09751;
   min-p, Nguyen et al. 2024, eq. 2, https://arxiv.org/abs/2407.01082 (threshold
@@ -55,7 +57,8 @@ def draw(logprobs: Array, uniform: Array) -> Array:
   """Returns the token at which the cumulative probability passes `uniform`.
 
   One random number for each response and token, instead of one for each
-  entry of the vocabulary. A token of probability 0 is never returned.
+  entry of the vocabulary. A token of probability 0 is never returned: its
+  log-prob would be -inf and the ratio of the update infinite.
 
   Args:
     logprobs: float32 [B, V], normalised; -inf where a token is cut.
@@ -68,7 +71,13 @@ def draw(logprobs: Array, uniform: Array) -> Array:
   cumulative = jnp.cumsum(p, axis=-1)
   # Against its own last entry, so that rounding can't leave u above the sum.
   target = uniform[:, None] * cumulative[:, -1:]
-  token = (cumulative <= target).sum(axis=-1, dtype=jnp.int32)
+  # XLA adds prefixes in another order than one by one, so that the sum can
+  # rise or fall by a rounding where p is 0: those places are no candidates.
+  passed = (cumulative > target) & (p > 0)
   # u·Z may round up to Z; the likeliest token is a safe place to land.
-  in_range = token < logprobs.shape[-1]
-  return jnp.where(in_range, token, jnp.argmax(logprobs, axis=-1))
+  place = jnp.where(
+    passed.any(axis=-1),
+    jnp.argmax(passed, axis=-1),
+    jnp.argmax(logprobs, axis=-1),
+  )
+  return place.astype(jnp.int32)

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from rlvr.models import ModelConfig, decode, logits, prefill, unstack_layers
-from rlvr.segments import step_indices
 from rlvr.sampling.filters import draw, filtered_logprobs
+from rlvr.segments import step_indices
 from rlvr.types import Array, Params, Prompts, Rollout
 
 
@@ -92,18 +92,22 @@ def sample(
     ValueError: both or neither of group_size and group.
   """
   if (group_size is None) == (group is None):
-    raise ValueError("give either group_size or group")
-  if group_size is not None and group_size < 1:
-    raise ValueError(f"group_size={group_size} must be at least 1")
+    raise ValueError(
+      f"group_size={group_size} with group"
+      f" {'missing' if group is None else 'given'}: give one of the two"
+    )
   P = prompts.tokens.shape[0]
   T = sampling.max_tokens
-  even = group is None
-  if group is None:
+  even = group_size is not None
+  if group_size is not None:
+    if group_size < 1:
+      raise ValueError(f"group_size={group_size} must be at least 1")
     group = jnp.repeat(
       jnp.arange(P, dtype=jnp.int32),
       group_size,
       total_repeat_length=P * group_size,
     )
+  assert group is not None
   B = group.shape[0]
   if response_ids is None:
     response_ids = jnp.arange(B, dtype=jnp.int32)

@@ -4,7 +4,8 @@
   step;
 - host verifiers (`host`): text in, NumPy `Signals` out, run in worker
   processes (`pool`, `process`, `worker`) that import neither JAX nor
-  TensorFlow. `mathematics` and `reasoning` are what runs inside.
+  TensorFlow. `mathematics` and `reasoning` are what runs inside. Two work on
+  the spot, without workers: `host.exact_text_verifier` and `arithmetic`.
 
 Submodules are imported on first use, because workers import this package too.
 """
@@ -13,6 +14,8 @@ import importlib
 from typing import Any
 
 _HOME = {
+  "ArithmeticSignalsVerifier": "arithmetic",
+  "arithmetic_signals_verifier": "arithmetic",
   "DeviceVerifier": "exact",
   "coin_flip_verifier": "exact",
   "exact_match": "exact",
@@ -29,6 +32,7 @@ _HOME = {
   "WorkerPoolError": "pool",
 }
 _SUBMODULES = (
+  "arithmetic",
   "exact",
   "host",
   "mathematics",

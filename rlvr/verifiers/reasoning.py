@@ -5,10 +5,54 @@ JAX and TensorFlow never.
 """
 
 import functools
+import importlib.util
 import json
 import math
+import sys
+import types
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
+
+
+@functools.cache
+def import_reasoning_gym() -> types.ModuleType:
+  """Returns `reasoning_gym`, imported quietly and without a C compiler.
+
+  It imports pycosat, for which there are no wheels, though only its zebra
+  puzzles call it. Where it isn't installed, a stand-in takes its place and
+  raises when a puzzle calls it.
+
+  Raises:
+    ImportError: reasoning-gym isn't installed.
+  """
+  if importlib.util.find_spec("pycosat") is None:
+    sys.modules.setdefault("pycosat", _NoPycosat("pycosat"))
+  with warnings.catch_warnings():
+    # Its dependencies have invalid escapes in strings, reported whenever they
+    # are compiled, and use pkg_resources.
+    warnings.simplefilter("ignore", SyntaxWarning)
+    warnings.simplefilter("ignore", DeprecationWarning)
+    warnings.simplefilter("ignore", UserWarning)
+    try:
+      import reasoning_gym
+    except ModuleNotFoundError as error:
+      raise ImportError(
+        f"{error}: pip install 'rlvr[gym]' for reasoning-gym's data sets"
+      ) from error
+  return reasoning_gym
+
+
+class _NoPycosat(types.ModuleType):
+  """Stands in for pycosat until something of it is used."""
+
+  def __getattr__(self, name):
+    if name.startswith("__"):
+      raise AttributeError(name)
+    raise ImportError(
+      "this reasoning-gym data set needs pycosat, which is built from source:"
+      " install a C compiler, then pip install pycosat==0.6.6"
+    )
 
 
 def text_between(text: str, delimiter: str, end_delimiter: str) -> str | None:
@@ -54,7 +98,7 @@ def make_reasoning_gym_scorer(
     delimiter: see `text_between`; "<answer>", for instance.
     end_delimiter: "</answer>", for instance.
   """
-  import reasoning_gym
+  reasoning_gym = import_reasoning_gym()
 
   @functools.cache
   def dataset(name: str) -> Any:

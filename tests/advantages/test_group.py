@@ -211,7 +211,7 @@ def test_equal_rewards_give_exactly_zero(value):
 
 
 def test_centring_on_the_mean_alone_would_not_give_zero():
-  # Why `_centred` takes the least reward off first: the mean of equal rewards
+  # Why `group_centred` takes the least reward off first: the mean of equal rewards
   # can round, and a rounding error over itself plus epsilon is no small number.
   group = jnp.zeros((7,), jnp.int32)
   worst = 0.0

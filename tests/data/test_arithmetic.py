@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 
 from rlvr.data.arithmetic import (
@@ -9,6 +10,7 @@ from rlvr.data.arithmetic import (
   canonical_form,
   evaluate,
   expression_text,
+  reordered,
   split_of,
 )
 
@@ -177,3 +179,73 @@ def test_errors_name_the_option(changes, message):
 def test_unknown_split():
   with pytest.raises(ValueError, match="split='test'"):
     make("test")
+
+
+# Pairs of paraphrases.
+
+
+@pytest.mark.parametrize("operators", ["+-*", "*/", "+-*/"])
+@pytest.mark.parametrize("parentheses", [False, True])
+def test_pairs_are_one_problem_in_two_orders(operators, parentheses):
+  examples = make(
+    paraphrases=True, operators=tuple(operators), parentheses=parentheses
+  )
+  assert len(examples) == 60
+  for a, b in zip(examples[::2], examples[1::2], strict=True):
+    assert a.question != b.question
+    assert a.metadata == b.metadata  # the canonical form among them
+    assert a.answer == b.answer
+    for e in (a, b):
+      # Independent of this module: Python reads the text.
+      assert eval(e.question.replace("/", "//")) == int(e.answer)
+      assert e.target.endswith(f"#{e.answer}")
+  questions = [e.question for e in examples]
+  assert len(set(questions)) == 60
+  # Control: neighbours that are no pair are other problems.
+  forms_of = [e.metadata["canonical_form"] for e in examples]
+  assert any(
+    a != b for a, b in zip(forms_of[1::2], forms_of[2::2], strict=False)
+  )
+
+
+def test_pairs_keep_to_their_split():
+  options = dict(paraphrases=True, num_operations=2, operand_max=20)
+  train = forms(make("train", num_examples=400, **options))
+  heldout = make("heldout", num_examples=100, **options)
+  assert not train & forms(heldout)
+  # In the held-out split a form occurs in one pair alone.
+  assert len(forms(heldout)) == 50
+  # Without paraphrases, too, nothing of these pairs is on the other side.
+  assert not train & forms(make("heldout", num_examples=100))
+
+
+def test_pairs_are_prefixes_and_alone_unchanged():
+  few, many = make(paraphrases=True), make(paraphrases=True, num_examples=100)
+  assert many[:60] == few
+  assert make(paraphrases=False) == make()
+
+
+def test_problems_of_one_order_are_left_out():
+  # Of the subtractions a-b and a-b-c only the latter can be reordered.
+  examples = make(
+    paraphrases=True, operators=("-",), num_operations=(1, 2), num_examples=20
+  )
+  assert {e.metadata["num_operations"] for e in examples} == {2}
+
+
+def test_reordered_by_hand():
+  # 12+3*4: as 12+3*4, 12+4*3, 3*4+12, 4*3+12. 5-(1-2) = 5-1+2 in six orders,
+  # of which those that would begin with -1 begin with the next one.
+  rng = np.random.default_rng(0)
+  found = {
+    expression_text(reordered(("+", 12, ("*", 3, 4)), rng)) for _ in range(60)
+  }
+  assert found == {"12+3*4", "12+4*3", "3*4+12", "4*3+12"}
+  tree = ("-", 5, ("-", 1, 2))
+  found = {expression_text(reordered(tree, rng)) for _ in range(60)}
+  assert found == {"5-1+2", "5+2-1", "2-1+5", "2+5-1"}
+
+
+def test_pairs_need_an_even_number():
+  with pytest.raises(ValueError, match="num_train=61 with paraphrases=True"):
+    make(paraphrases=True, num_examples=61)

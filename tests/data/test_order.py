@@ -76,3 +76,37 @@ def test_slots_are_the_shares_up_to_rounding(weights):
   slots = np.asarray(Order([4, 5, 8], weights, seed=0).slots)
   exact = np.asarray(weights) / np.sum(weights) * slots.sum()
   assert np.all(np.abs(slots - exact) < 1)
+
+
+@pytest.mark.parametrize(
+  ("sizes", "weights"), [([8], [1.0]), ([6, 4], [2, 1]), ([4, 2, 8], [6, 1, 2])]
+)
+def test_units_are_drawn_whole(sizes, weights):
+  order = Order(sizes, weights, seed=3, unit=2)
+  rows = order.rows(0, 160)
+  # As a loop over units, each of which is two rows.
+  halves = [n // 2 for n in sizes]
+  units = loop(halves, order.slots, 3, 80)
+  np.testing.assert_array_equal(
+    rows, [2 * u + i for u in units for i in (0, 1)]
+  )
+  # Any even position is reached at once.
+  for start in (82, 0, 34):
+    np.testing.assert_array_equal(
+      Order(sizes, weights, seed=3, unit=2).rows(start, 6),
+      rows[start : start + 6],
+    )
+  # Control: single draws tear them apart.
+  single = Order(sizes, weights, seed=3).rows(0, 160).reshape(80, 2)
+  assert not np.all(single[:, 0] + 1 == single[:, 1])
+
+
+def test_units_are_not_cut():
+  with pytest.raises(ValueError, match=r"unit=2 with \[4, 3\] examples"):
+    Order([4, 3], [1, 1], seed=0, unit=2)
+  with pytest.raises(ValueError, match="unit=0"):
+    Order([4], [1], seed=0, unit=0)
+  order = Order([4], [1], seed=0, unit=2)
+  for position, count in ((1, 2), (2, 1)):
+    with pytest.raises(ValueError, match="cut a unit of 2 examples"):
+      order.rows(position, count)

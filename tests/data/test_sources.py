@@ -1,5 +1,6 @@
 """Batches: their arrays, what is dropped, resumption, hosts, evaluation."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -327,3 +328,69 @@ def test_padding_rows_are_marked(source):
 def test_mixture_is_evaluated_task_by_task(source, mixture):
   (batch,) = source(mixture).all_batches(23)
   assert [m["task"] for m in batch.metadata] == ["a"] * 18 + ["b"] * 5
+
+
+# Units: examples that belong together.
+
+
+def pairs_of(pairs, name="sums"):
+  return dataclasses.replace(task_of(pairs, name), unit=2)
+
+
+def test_units_stay_together(source):
+  opened = source(pairs_of(TRAIN))
+  drawn = [numbers(opened.next_batch(4)) for _ in range(9)]  # two epochs
+  order = [*itertools.chain(*drawn)]
+  for a, b in zip(order[::2], order[1::2], strict=True):
+    assert (a % 2, b) == (0, a + 1)
+  assert sorted(order) == sorted([*range(18)] * 2)
+  assert opened.unit == 2
+  # Control: as single examples they come apart.
+  single = numbers(source().next_batch(18))
+  assert any(b != a + 1 for a, b in zip(single[::2], single[1::2], strict=True))
+
+
+def test_units_resume_exactly_and_split_over_hosts(source):
+  whole = [source(pairs_of(TRAIN)).next_batch(12)]
+  parts = [
+    source(pairs_of(TRAIN), shard_index=i, num_shards=3).next_batch(4)
+    for i in range(3)
+  ]
+  assert [*itertools.chain(*map(numbers, parts))] == numbers(whole[0])
+  run, resumed = source(pairs_of(TRAIN)), source(pairs_of(TRAIN))
+  run.next_batch(10)
+  resumed.seek(10)
+  assert_same(resumed.next_batch(6), run.next_batch(6))
+
+
+def test_a_misfit_takes_its_unit_along(source):
+  # By hand: 3+30 has four bytes, its partner 3+1 goes with it; 5+1 and 6+1 fit.
+  task = pairs_of([("3+1", 4), ("3+30", 33), ("5+1", 6), ("6+1", 7)])
+  opened = source(task, prompt_length=3, too_long="drop")
+  assert numbers(opened.next_batch(2)) == [2, 3]
+  assert opened.dropped == {"prompt_too_long": 2}
+  opened = source(
+    pairs_of([("3+30", 33), ("3+1", 4), ("5+1", 6), ("6+1", 7)]),
+    prompt_length=3,
+    too_long="drop",
+  )
+  assert numbers(opened.next_batch(2)) == [2, 3]
+
+
+def test_units_refuse_to_be_cut(source):
+  opened = source(pairs_of(TRAIN))
+  with pytest.raises(ValueError, match=r"num_prompts=3: .* multiple of 2"):
+    opened.next_batch(3)
+  with pytest.raises(ValueError, match=r"position=5: .* multiple of 2"):
+    opened.seek(5)
+  with pytest.raises(ValueError, match="3 train examples are no multiple"):
+    source(pairs_of(TRAIN[:3]))
+  # An evaluation takes any number.
+  seen = [
+    n for b in opened.all_batches(5) for n in np.array(numbers(b))[b.real]
+  ]
+  assert seen == list(range(18))
+
+
+def test_the_unit_is_part_of_the_fingerprint(source):
+  assert source(pairs_of(TRAIN)).fingerprint != source().fingerprint

@@ -1,5 +1,6 @@
 """The tasks, their held-out splits, and what seqio makes of them."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -135,7 +136,7 @@ def test_gsm8k_as_published():
 
 
 def test_reasoning_gym_heldout_shares_nothing_with_training():
-  from rlvr.data.late import import_reasoning_gym
+  from rlvr.verifiers.reasoning import import_reasoning_gym
 
   options = dict(min_terms=2, max_terms=2, max_digits=1)
   task = tasks.reasoning_gym_task(
@@ -154,7 +155,7 @@ def test_reasoning_gym_heldout_shares_nothing_with_training():
 
 
 def test_reasoning_gym_entry_scores_after_seqio(bytes_vocabulary):
-  from rlvr.data.late import import_reasoning_gym
+  from rlvr.verifiers.reasoning import import_reasoning_gym
 
   # Its scorer compares tuples, which plain JSON would have made lists.
   task = tasks.reasoning_gym_task("rearc", size=2, heldout_size=1, seed=1)
@@ -207,3 +208,23 @@ def test_mixture_errors():
   with pytest.raises(ValueError, match=r"\['a'\] occur twice"):
     inner = tasks.mixture_task([a, b], [1, 1], name="inner")
     tasks.mixture_task([inner, plain_task("a")], [1, 1])
+
+
+def test_mixtures_have_one_unit():
+  pair = dataclasses.replace(plain_task("pair", ["1+1", "1+2"]), unit=2)
+  with pytest.raises(ValueError, match=r"units, \{'a': 1, 'pair': 2\}"):
+    tasks.mixture_task([plain_task("a"), pair], [1, 1])
+  other = dataclasses.replace(pair, name="other")
+  assert tasks.mixture_task([pair, other], [1, 1]).unit == 2
+
+
+def test_arithmetic_paraphrases():
+  sizes = dict(num_train=10, num_heldout=4, num_operations=2)
+  operands = dict(operand_min=1, operand_max=9)
+  task = tasks.arithmetic_task(**sizes, **operands, paraphrases=True)
+  assert task.unit == 2
+  for split, count in (("train", 10), ("heldout", 4)):
+    rows = task.examples(split)
+    answers = [row.answer for row in rows]
+    assert len(rows) == count and answers[::2] == answers[1::2]
+  assert tasks.arithmetic_task(**sizes, **operands).unit == 1

@@ -1,1 +1,0 @@
-from rlvr.segments import *  # noqa: F403

@@ -1,0 +1,336 @@
+"""The decoder against NumPy, against itself, and against broken variants."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlvr import models
+from rlvr.models import decoder
+from tests import tiny
+from tests.compare import must_fail
+from tests.models import numpy_decoder
+
+# float32 through two layers against float64.
+close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-5)
+
+VARIANTS = {
+  "plain": {},
+  "untied_biases": {"tie_embeddings": False, "qkv_bias": True},
+  "norms": {
+    "qk_norm": True,
+    "scale_embeddings": True,
+    "rope_theta": 50.0,
+    "norm_epsilon": 0.1,
+  },
+  "single_kv_head_unrolled": {"num_kv_heads": 1, "unroll_layers": True},
+}
+EVERYTHING = {
+  "qk_norm": True,
+  "qkv_bias": True,
+  "tie_embeddings": False,
+  "value_head": True,
+}
+
+jit_forward = jax.jit(models.forward, static_argnums=1)
+jit_responses = jax.jit(models.forward_responses, static_argnums=1)
+PARAMS = tiny.params(tiny.CONFIG)
+
+# Three prompts with two responses each, ragged.
+P, S, T, G = 3, 5, 4, 2
+PROMPTS = tiny.prompts()
+LENGTHS = np.array([4, 2, 1, 3, 4, 1])
+EVEN = np.array([0, 0, 1, 1, 2, 2])
+UNEVEN = np.array([0, 0, 0, 1, 2, 2])
+MASK = np.arange(T) < LENGTHS[:, None]
+TOKENS = (np.random.default_rng(3).integers(1, 20, MASK.shape) * MASK).astype(
+  np.int32
+)
+
+
+def padded(sequences, width, left):
+  """Returns tokens and mask; the padding holds an id that doesn't exist."""
+  tokens = np.full((len(sequences), width), 99, np.int32)
+  mask = np.zeros(tokens.shape, bool)
+  for i, row in enumerate(sequences):
+    part = slice(width - len(row), width) if left else slice(0, len(row))
+    tokens[i, part], mask[i, part] = row, True
+  return tokens, mask
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", VARIANTS)
+def test_parity_with_numpy_whatever_the_padding(name):
+  config = tiny.config(**VARIANTS[name])
+  params = tiny.params(config)
+  rng = np.random.default_rng(0)
+  rows = [rng.integers(0, 20, n) for n in (6, 3, 1)]
+  expected = [numpy_decoder.hidden_states(params, config, r) for r in rows]
+
+  def check(mask_given=None, sequences=rows):
+    for left in (True, False):
+      tokens, mask = padded(sequences, 7, left)
+      hidden = jit_forward(
+        params, config, tokens % 20 if mask_given else tokens,
+        mask if mask_given is None else mask_given | mask,
+      )  # fmt: skip
+      for got, keep, want in zip(
+        np.asarray(hidden), mask, expected, strict=True
+      ):
+        close(got[keep], want)
+
+  check()
+  # Padding that is looked at, and another token in a row, both show.
+  must_fail(check, mask_given=np.ones((3, 7), bool))
+  must_fail(check, sequences=[rows[0][::-1], *rows[1:]])
+
+  hidden = np.asarray(expected[0], np.float32)
+  z = jax.jit(models.logits, static_argnums=1)(params, config, hidden)
+  close(z, numpy_decoder.logits(params, config, rows[0]), atol=1e-4)
+
+
+def test_rms_norm_by_hand():
+  # mean(3², 4²) = 12.5 and ε = 3.5: both are divided by 4, then scaled.
+  norm = decoder.RMSNorm(2, 3.5, "embed")
+  norm.scale[...] = jnp.array([2.0, 10.0])
+  close(norm(jnp.array([[3.0, 4.0]])), [[3 / 4 * 2, 4 / 4 * 10]])
+
+
+def on_the_concatenation(params, config, group):
+  """Returns what `forward` gives of prompt and response in one sequence."""
+  tokens = np.concatenate([np.asarray(PROMPTS.tokens)[group], TOKENS], axis=1)
+  mask = np.concatenate([np.asarray(PROMPTS.mask)[group], MASK], axis=1)
+  hidden = jit_forward(params, config, tokens, mask)
+  return np.asarray(hidden)[:, S - 1 : -1]
+
+
+def responses(params, config, group=None, jitted=jit_responses):
+  return np.asarray(
+    jitted(params, config, PROMPTS.tokens, PROMPTS.mask, TOKENS, MASK, group)
+  )
+
+
+def test_responses_are_the_concatenated_sequence():
+  config = tiny.CONFIG
+  even = responses(PARAMS, config)
+  close(even[MASK], on_the_concatenation(PARAMS, config, EVEN)[MASK])
+  close(even, responses(PARAMS, config, EVEN))
+  uneven = responses(PARAMS, config, UNEVEN)
+  close(uneven[MASK], on_the_concatenation(PARAMS, config, UNEVEN)[MASK])
+  # The index counts: row 2 answers another prompt, and only row 2.
+  assert (np.abs(uneven - even).max((1, 2)) > 1e-3).tolist() == [
+    False, False, True, False, False, False,
+  ]  # fmt: skip
+  must_fail(
+    close, uneven[MASK], on_the_concatenation(PARAMS, config, EVEN)[MASK]
+  )
+
+
+def _shifted_prompt(monkeypatch):
+  # Prompts count from 1 and responses from the prompt's length: one position
+  # is there twice. (Shifting both alike changes nothing: RoPE is relative.)
+  real = decoder.positions_of
+  monkeypatch.setattr(decoder, "positions_of", lambda mask: real(mask) + 1)
+
+
+def _leaking_padding(monkeypatch):
+  real = decoder.attend_shared
+
+  def leak(q, pk, pv, prompt_mask, k, v, mask):
+    return real(q, pk, pv, prompt_mask | True, k, v, mask)
+
+  monkeypatch.setattr(decoder, "attend_shared", leak)
+
+
+def _leaking_future(monkeypatch):
+  real = decoder.attend_shared
+
+  def leak(q, pk, pv, prompt_mask, k, v, mask):
+    return real(q, pk, pv, prompt_mask, k, v, mask | True)
+
+  monkeypatch.setattr(decoder, "attend_shared", leak)
+
+
+@pytest.mark.parametrize(
+  "breaks", [_shifted_prompt, _leaking_padding, _leaking_future]
+)
+def test_broken_positions_and_masks_show(monkeypatch, breaks):
+  expected = on_the_concatenation(PARAMS, tiny.CONFIG, EVEN)[MASK]
+  breaks(monkeypatch)
+  fresh = jax.jit(  # a function of its own: nothing traced before is used
+    lambda params, config, *args: models.forward_responses(
+      params, config, *args
+    ),
+    static_argnums=1,
+  )
+  broken = responses(PARAMS, tiny.CONFIG, jitted=fresh)[MASK]
+  must_fail(close, broken, expected)
+
+
+def test_uneven_responses_need_a_group():
+  with pytest.raises(ValueError, match="6 responses for 4 prompts.*`group`"):
+    models.forward_responses(
+      PARAMS, tiny.CONFIG, np.zeros((4, 2), int), None, TOKENS, MASK
+    )
+
+
+def test_prefill_and_decode_are_forward_responses():
+  config = tiny.CONFIG
+
+  @jax.jit
+  def teacher_forced(params, late):
+    last, (k, v) = models.prefill(params, config, PROMPTS.tokens, PROMPTS.mask)
+    layers = models.unstack_layers(params, config)
+    cache = [
+      (jnp.zeros((P * G, T, 2, 4)), jnp.zeros((P * G, T, 2, 4))) for _ in layers
+    ]
+    lengths = PROMPTS.mask.sum(-1)[EVEN] + late
+    out = [last[EVEN]]
+    for t in range(T - 1):
+      hidden, cache = models.decode(
+        params,
+        layers,
+        config,
+        TOKENS[:, t],
+        jnp.int32(t),
+        lengths,
+        PROMPTS.mask,
+        list(zip(k, v, strict=True)),
+        cache,
+      )
+      out.append(hidden)
+    return jnp.stack(out, axis=1)
+
+  expected = responses(PARAMS, config)[MASK]
+  close(np.asarray(teacher_forced(PARAMS, 0))[MASK], expected)
+  must_fail(close, np.asarray(teacher_forced(PARAMS, 1))[MASK], expected)
+
+
+def test_a_later_token_changes_nothing_earlier():
+  before = responses(PARAMS, tiny.CONFIG)
+  changed = TOKENS.copy()
+  changed[0, 2] = changed[0, 2] % 19 + 1
+  after = np.asarray(
+    jit_responses(
+      PARAMS, tiny.CONFIG, PROMPTS.tokens, PROMPTS.mask, changed, MASK, None
+    )
+  )
+  # Row t is behind tokens[:t]: rows 0..2 don't know tokens[2], row 3 does.
+  np.testing.assert_array_equal(after[0, :3], before[0, :3])
+  assert np.abs(after[0, 3] - before[0, 3]).max() > 1e-3
+  np.testing.assert_array_equal(after[1:], before[1:])
+
+
+def gradient(config):
+  def loss(params):
+    hidden = models.forward_responses(
+      params, config, PROMPTS.tokens, PROMPTS.mask, TOKENS, MASK
+    )
+    found = models.token_statistics(
+      params, config, hidden, TOKENS, temperature=1.0
+    )
+    return jnp.where(MASK, found.logprobs, 0.0).sum()
+
+  return jax.jit(jax.grad(loss))(PARAMS)
+
+
+def test_remat_and_unrolling_change_no_gradient():
+  plain = gradient(tiny.CONFIG)
+  assert max(np.abs(x).max() for x in jax.tree.leaves(plain)) > 0.1
+  for changes in ({"remat": True}, {"unroll_layers": True}):
+    jax.tree.map(close, plain, gradient(tiny.config(**changes)))
+
+
+def test_bfloat16_is_close_to_float32():
+  config = tiny.config(compute_dtype="bfloat16")
+  low = jit_responses(
+    PARAMS, config, PROMPTS.tokens, PROMPTS.mask, TOKENS, MASK, None
+  )
+  assert low.dtype == jnp.bfloat16
+  z = jax.jit(models.logits, static_argnums=1)(PARAMS, config, low)
+  assert z.dtype == jnp.float32
+  error = np.abs(np.asarray(low, np.float32) - responses(PARAMS, tiny.CONFIG))[
+    MASK
+  ]
+  # 8 bits of mantissa: about 0.4% an operation, on values of order 1.
+  assert 1e-4 < error.max() < 0.15
+
+
+def test_an_id_outside_the_vocabulary_is_nan_not_another_token():
+  for bad in (20, -1):
+    tokens = np.array([[3, bad, 4]], np.int32)
+    hidden = np.asarray(
+      jit_forward(PARAMS, tiny.CONFIG, tokens, np.ones((1, 3), bool))
+    )
+    assert np.isfinite(hidden[0, 0]).all()
+    assert np.isnan(hidden[0, 1]).all()
+
+
+def test_logical_axes_name_every_axis():
+  config = tiny.config(**EVERYTHING)
+  shapes, axes = models.abstract_params(config), models.logical_axes(config)
+
+  def is_names(x):
+    return isinstance(x, tuple)
+
+  assert jax.tree.structure(shapes) == jax.tree.structure(
+    axes, is_leaf=is_names
+  )
+  size = {
+    "layers": 2, "embed": 16, "heads": 4, "kv_heads": 2, "head_dim": 4,
+    "mlp": 24, "vocab": 20,
+  }  # fmt: skip
+  jax.tree.map(
+    lambda names, leaf: np.testing.assert_equal(
+      tuple(size[n] for n in names), leaf.shape
+    ),
+    axes,
+    shapes,
+    is_leaf=is_names,
+  )
+
+
+def test_abstract_params_are_those_of_init():
+  config = tiny.config(**EVERYTHING)
+  made = jax.jit(models.init, static_argnums=0)
+  one, other = made(config, jax.random.key(0)), made(config, jax.random.key(1))
+  expected = models.abstract_params(config)
+  jax.tree.map(
+    lambda x, e: np.testing.assert_equal(
+      (x.shape, x.dtype), (e.shape, jnp.float32)
+    ),
+    one,
+    expected,
+  )
+  # Twice: 20·16 of embedding and unembedding, 16 of norm and value head. A
+  # layer: query and output 16·16, key and value 16·8, biases 16 + 8 + 8, two
+  # norms of 16 and two of 4, three times 16·24.
+  layer = 2 * 256 + 2 * 128 + 32 + 40 + 3 * 384
+  assert models.num_params(config) == 2 * 320 + 32 + 2 * layer
+  for name in ("query", "down"):
+    a, b = one["layers"][name], other["layers"][name]
+    assert np.abs(a - b).max() > 0.01, "another key drew the same"
+    assert np.abs(a[0] - a[1]).max() > 0.01, "both layers are the same"
+  # Projections keep the variance: 1/√16. The branch's last is 1/√(24·2L).
+  assert abs(np.std(one["layers"]["up"]) * 4 - 1) < 0.15
+  assert abs(np.std(one["layers"]["down"]) * (24 * 4) ** 0.5 - 1) < 0.15
+
+
+def test_unstacked_layers_are_the_slices():
+  layers = models.unstack_layers(PARAMS, tiny.CONFIG)
+  assert len(layers) == 2
+  np.testing.assert_array_equal(
+    layers[1]["query"], PARAMS["layers"]["query"][1]
+  )
+
+
+def test_value_head_is_a_product_with_the_hidden_state():
+  config = tiny.config(value_head=True)
+  params = tiny.params(config)
+  hidden = np.random.default_rng(0).normal(size=(2, 3, 16)).astype(np.float32)
+  expected = (hidden * np.asarray(params["trunk"]["value_head"])).sum(-1)
+  close(models.values(params, config, hidden), expected)
+  with pytest.raises(ValueError, match=r"ModelConfig\.value_head"):
+    models.values(PARAMS, tiny.CONFIG, hidden)

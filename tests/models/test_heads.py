@@ -1,0 +1,82 @@
+"""Log-probs, entropies and KL from uniform, in one piece and in chunks."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlvr import models
+from tests import tiny
+from tests.compare import must_fail
+from tests.models.numpy_decoder import log_softmax
+
+close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+CONFIG = tiny.CONFIG
+PARAMS = tiny.params(CONFIG)
+RNG = np.random.default_rng(0)
+HIDDEN = RNG.normal(size=(3, 5, 16)).astype(np.float32)
+TOKENS = RNG.integers(0, 20, (3, 5)).astype(np.int32)
+
+
+def in_numpy(temperature):
+  table = np.asarray(PARAMS["trunk"]["embedding"], np.float64)
+  logp = log_softmax(HIDDEN @ table.T / temperature)
+  p = np.exp(logp)
+  return models.TokenStatistics(
+    logprobs=np.take_along_axis(logp, TOKENS[..., None], -1)[..., 0],
+    entropies=-(p * logp).sum(-1),
+    uniform_kl=(1 / 20 * (np.log(1 / 20) - logp)).sum(-1),
+  )
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def value_and_gradient(params, chunk_tokens):
+  def loss(params, hidden):
+    found = models.token_statistics(
+      params,
+      CONFIG,
+      hidden,
+      TOKENS,
+      temperature=0.7,
+      chunk_tokens=chunk_tokens,
+    )
+    total = sum(
+      (jnp.sin(1.0 + i + jnp.arange(15.0)).reshape(3, 5) * x).sum()
+      for i, x in enumerate(jax.tree.leaves(found))
+    )
+    return total, found
+
+  return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, HIDDEN)
+
+
+def test_statistics_by_hand():
+  # Logits (ln 1, ln 3): p = (1/4, 3/4). log p(0) = ln 1/4; the entropy is
+  # 1/4 ln 4 + 3/4 ln 4/3; KL(u‖p) = 1/2 ln 2 + 1/2 ln 2/3 = 1/2 ln 4/3.
+  config = tiny.config(vocab_size=2, embed_dim=1)
+  params = {"trunk": {"embedding": np.array([[0.0], [np.log(3)]], "float32")}}
+  found = models.token_statistics(
+    params,
+    config,
+    np.ones((1, 1, 1), np.float32),
+    np.zeros((1, 1), np.int32),
+    temperature=1.0,
+  )
+  close(found.logprobs, np.log(1 / 4))
+  close(found.entropies, 0.25 * np.log(4) + 0.75 * np.log(4 / 3))
+  close(found.uniform_kl, 0.5 * np.log(4 / 3))
+
+
+def test_statistics_are_numpys():
+  (_, found), _ = value_and_gradient(PARAMS, 1 << 25)
+  jax.tree.map(close, found, in_numpy(0.7))
+  must_fail(jax.tree.map, close, found, in_numpy(1.0))
+
+
+def test_chunks_change_neither_value_nor_gradient():
+  whole = value_and_gradient(PARAMS, 1 << 25)
+  # 15 tokens in chunks of 4: the last one is padded. And one token at a time.
+  for chunk_tokens in (4 * 20, 1):
+    jax.tree.map(close, whole, value_and_gradient(PARAMS, chunk_tokens))
+  gradients = jax.tree.leaves(whole[1])
+  assert max(np.abs(g).max() for g in gradients) > 0.1
