@@ -356,10 +356,9 @@ def backward_correction(
       that is not known yet.
   """
   who = "backward_correction"
-  named = isinstance(false_negative_rate, str)
-  _check_rates(
-    false_positive_rate, 0.5 if named else false_negative_rate, who=who
-  )
+  # Of a rate that isn't known yet only its limit is.
+  known = 0.5 if isinstance(false_negative_rate, str) else false_negative_rate
+  _check_rates(false_positive_rate, known, who=who)
 
   def apply(scores: Scores, _) -> Scores:
     _, name, values = find_reward(scores, reward, ("outcome",), who=who)

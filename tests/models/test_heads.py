@@ -55,13 +55,15 @@ def test_statistics_by_hand():
   # 1/4 ln 4 + 3/4 ln 4/3; KL(u‖p) = 1/2 ln 2 + 1/2 ln 2/3 = 1/2 ln 4/3.
   config = tiny.config(vocab_size=2, embed_dim=1)
   params = {"trunk": {"embedding": np.array([[0.0], [np.log(3)]], "float32")}}
-  found = models.token_statistics(
-    params,
-    config,
-    np.ones((1, 1, 1), np.float32),
-    np.zeros((1, 1), np.int32),
-    temperature=1.0,
-  )
+  found = jax.jit(
+    lambda params: models.token_statistics(
+      params,
+      config,
+      jnp.ones((1, 1, 1)),
+      jnp.zeros((1, 1), jnp.int32),
+      temperature=1.0,
+    )
+  )(params)
   close(found.logprobs, np.log(1 / 4))
   close(found.entropies, 0.25 * np.log(4) + 0.75 * np.log(4 / 3))
   close(found.uniform_kl, 0.5 * np.log(4 / 3))

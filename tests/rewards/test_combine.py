@@ -159,33 +159,36 @@ def test_step_mean_by_hand():
   np.testing.assert_allclose(skip, [0.5, 0.5, NAN])
 
 
-@pytest.mark.parametrize("missing", ["propagate", "skip"])
-def test_suite(missing):
-  suite.check_transform(
-    lambda: lambda_harmonic(
-      first="a", second="b", lambda_=0.3, missing=missing
+@pytest.mark.parametrize(
+  ("make_transform", "kind", "names"),
+  [
+    (
+      lambda: lambda_harmonic(first="a", second="b", lambda_=0.3),
+      "outcome",
+      "ab",
     ),
-    make_scores=named_scores("a", "b"),
-    scope="response",
-  )
-  suite.check_transform(
-    lambda: hybrid_aspects(
-      model="a", rule="b", confidence=0.7, aspects={"c": 0.2}, missing=missing
+    (
+      lambda: lambda_harmonic(
+        first="a", second="b", lambda_=0.3, missing="skip"
+      ),
+      "step",
+      "ab",
     ),
-    make_scores=named_scores("a", "b", "c"),
-    scope="response",
-  )
+    (
+      lambda: hybrid_aspects(
+        model="a", rule="b", confidence=0.7, aspects={"c": 0.2}, missing="skip"
+      ),
+      "outcome",
+      "abc",
+    ),
+    (lambda: step_mean(reward="a", out="mean"), "step", "a"),
+    (lambda: step_mean(reward="a", missing="skip"), "step", "a"),
+  ],
+)
+def test_suite(make_transform, kind, names):
   suite.check_transform(
-    lambda: step_mean(reward="reward", missing=missing, out="mean"),
-    kinds=("step",),
-    scope="response",
-  )
-
-
-def test_suite_other_kinds():
-  suite.check_transform(
-    lambda: lambda_harmonic(first="a", second="b", lambda_=0.3),
-    make_scores=named_scores("a", "b", kind="step"),
+    make_transform,
+    make_scores=named_scores(*names, kind=kind),
     scope="response",
   )
 

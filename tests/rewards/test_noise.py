@@ -160,7 +160,7 @@ def advantages_of(estimator):
   plain = chain(estimator)
   scores, context = binary_scores(rollout, 0), make.context(rollout, names=())
   return [
-    np.asarray(c.apply(scores, c.init(), context)[0].advantages)
+    np.asarray(jax.jit(c.apply)(scores, c.init(), context)[0].advantages)
     for c in (both, plain)
   ]
 

@@ -1,5 +1,6 @@
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -168,7 +169,10 @@ def flawed_advantage(sound, wrong, **kwargs):
   flawed = jnp.array([1.0] + [0.0] * (sound + wrong))
   rewards = flaw_aware_reward(correct, flawed, **kwargs)
   group = jnp.zeros(correct.shape, jnp.int32)
-  return group_relative_advantages(rewards, group, 1, scale_by_std=True)[0]
+  advantages = jax.jit(
+    lambda r: group_relative_advantages(r, group, 1, scale_by_std=True)
+  )
+  return advantages(rewards)[0]
 
 
 def test_flawed_answers_are_stepping_stones_until_sound_ones_prevail():
@@ -284,7 +288,7 @@ def test_ungated_steps_pay_for_failure_and_gated_ones_do_not():
       sum_form(gamma=1.0, reward="reward"),
     )
     context = make.context(rollout, names=())
-    out, _ = both.apply(scores, both.init(), context)
+    out, _ = jax.jit(both.apply)(scores, both.init(), context)
     return np.asarray(out.token["reward"][:, 0])
 
   wrong = np.asarray(scores.outcome["correct"]) == 0

