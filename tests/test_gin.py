@@ -17,6 +17,8 @@ _AFTER = {
   "arithmetic_signals": ("arithmetic",),
   "arithmetic_pairs": ("arithmetic",),
   "coin_flips": ("arithmetic",),
+  "sentencepiece": ("gsm8k",),
+  "huggingface": ("gsm8k",),
 }
 TASKS = sorted(p.stem for p in (GIN / "tasks").glob("*.gin"))
 

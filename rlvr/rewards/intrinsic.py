@@ -289,7 +289,8 @@ def last_token(
 
   See `last_token_reward`; limited as in the authors' code. A truncated
   response, behind which z_c has no place, has 0. The metric
-  `laser/last_token_logprob` before any training is what to set c_ref to.
+  `laser/last_token_logprob` (of finished responses; 0 if there is none) before
+  any training is what to set c_ref to.
 
   Args:
     reference: c_ref, nats (−23 for Qwen2.5 with an unused token); None takes
@@ -302,9 +303,9 @@ def last_token(
     ValueError: beta is not positive.
   """
   check_positive("beta", beta, who="last_token")
-  probes = ("last_token_logprobs",)
+  probes = {"last_token_logprobs"}
   if reference is None:
-    probes += ("ref_last_token_logprobs",)
+    probes.add("ref_last_token_logprobs")
 
   def apply(scores, context: Context):
     logprobs = context.probes["last_token_logprobs"]

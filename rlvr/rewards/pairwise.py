@@ -241,7 +241,7 @@ def parrot_pareto(
   with P the non-dominated responses and n(P) their number: the rewards become
   Σ_k w_k r_ik, the weights of dominated responses 0, and the reductions of
   `rlvr.objectives` divide by what is left. Source: see `non_dominated`; the
-  equation is from the paper's summary.
+  normaliser 1/n(P) was not checked against the paper's text.
 
   Deviations: Parrot has no baseline; an advantage estimator behind this one
   compares with the dominated responses as well, so that non-dominated ones are

@@ -148,16 +148,16 @@ def one_step(terms, *, micro_batches):
     head_dim=4,
     mlp_dim=8,
   )
-  rollout = make.rollout(group_sizes=(2, 2), lengths=(5, 3, 4, 1))
+  rollout = make.rollout(group_sizes=(2, 2, 2, 2))
   recipe = step.Recipe(
     model=config,
     sampling=Sampling(max_tokens=5, end_id=1, pad_id=0),
-    num_prompts=2,
+    num_prompts=4,
     group_size=2,
     chain=group_relative(scale_by_std=False, reward="r"),
     terms=terms,
     reduction=token_mean,
-    optimizer=optax.sgd(0.1),
+    optimizer=optax.sgd(0.01),
     probe_settings=ProbeSettings(
       end_id=1, answer_delimiter=(2,), self_reward_id=make.VOCABULARY
     ),
@@ -168,9 +168,11 @@ def one_step(terms, *, micro_batches):
   state = step.init_state(
     recipe, jax.random.key(0), models.init(config, jax.random.key(1))
   )
-  signals = Signals(outcome={"r": jnp.asarray([1.0, 0.0, 0.5, 2.0])})
+  signals = Signals(outcome={"r": jnp.linspace(0.0, 1.0, 8)})
   run = jax.jit(
-    lambda s: step.score_and_update(recipe, s, None, rollout, signals)
+    lambda s: step.score_and_update(recipe, s, None, rollout, signals),
+    # Compiling is all that takes time here.
+    compiler_options={"xla_backend_optimization_level": 0},
   )
   state, metrics, _ = run(state)
   _, later, _ = run(state)
@@ -180,8 +182,9 @@ def one_step(terms, *, micro_batches):
 def test_in_the_step():
   terms = (
     reference_likelihood(coefficient="r"),
+    # Weighty: the other term takes probability from every other token.
     last_token_self_reward(
-      reference=-3.0, reward="r", class_weight=None, weight=1.0
+      reference=-3.0, reward="r", class_weight=None, beta=1.0, weight=2.0
     ),
   )
   whole, metrics, later = one_step(terms, micro_batches=1)
