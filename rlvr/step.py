@@ -117,6 +117,18 @@ class Recipe:
       has_reference=self.has_reference,
       has_values=self.model.value_head,
     )
+    for term in self.terms:
+      if with_reference := {n for n in term.passes if n.startswith("ref_")}:
+        raise ValueError(
+          f"term {term.name!r}: passes {sorted(with_reference)} are the"
+          " reference model's, which isn't trained: put them in `requires`"
+        )
+      check_probes(
+        term.passes,
+        self.probe_settings,
+        has_reference=False,
+        has_values=self.model.value_head,
+      )
 
   @property
   def required_probes(self) -> frozenset[str]:
@@ -243,13 +255,18 @@ def score_batch(
 def _loss(recipe: Recipe, params: Params, piece, coefficients):
   """Returns the sum of coefficient · loss over one piece, and metric sums."""
   rollout = piece["rollout"]
-  score = scorer_of(recipe.model, params, _temperature(recipe))
-  found = score(
-    rollout.prompts.tokens,
-    rollout.prompts.mask,
-    rollout.tokens,
-    rollout.completion_mask,
-    None,
+  passes = frozenset().union(*(t.passes for t in recipe.terms))
+  own = {"values"} if recipe.model.value_head else set()
+  # As probes, so that what shares a forward pass with the response's (z_c
+  # behind it) costs no second one.
+  found = compute_probes(
+    passes | own | {"logprobs", "entropies"},
+    rollout,
+    policy=scorer_of(recipe.model, params, _temperature(recipe)),
+    reference=None,
+    settings=recipe.probe_settings,
+    even_groups=True,
+    stop_gradient=False,
   )
   mask = rollout.completion_mask
   inputs = LossInputs(
@@ -260,6 +277,8 @@ def _loss(recipe: Recipe, params: Params, piece, coefficients):
     mask=mask,
     probes=piece["probes"]
     | ({"values_now": found["values"]} if "values" in found else {}),
+    extra={name: found[name] for name in passes},
+    rewards=piece["rewards"],
   )
   total, sums = jnp.zeros(()), {}
 
@@ -268,13 +287,16 @@ def _loss(recipe: Recipe, params: Params, piece, coefficients):
 
   for term in recipe.terms:
     values, extra = term.loss(inputs)
+    own, share = coefficients, piece["share"]
+    if term.per_response:
+      own = share = piece["response_coefficients"]
     # Padding may hold anything; 0 · inf would be NaN.
-    values = jnp.where(coefficients != 0, values, 0.0)
-    part = (coefficients * values).sum()
+    values = jnp.where(own != 0, values, 0.0)
+    part = (own * values).sum()
     total = total + term.weight * part
     sums[f"loss/{term.name}"] = part
     for name, value in extra.items():
-      add(name, value, piece["share"])
+      add(name, value, share)
   change = jax.lax.stop_gradient(found["logprobs"] - rollout.behavior_logprobs)
   add("policy/entropy", found["entropies"], piece["share"])
   add("policy/behavior_kl", jnp.expm1(change) - change, piece["share"])
@@ -324,6 +346,13 @@ def update(
   )
   wanted = frozenset().union(*(t.requires for t in recipe.terms))
   wanted |= {"ref_logprobs"} & probes.keys()
+  read = frozenset().union(*(t.rewards for t in recipe.terms))
+  if absent := read - scores.outcome.keys():
+    raise ValueError(
+      f"the objective's terms read outcome rewards {sorted(absent)}, but the"
+      f" chain leaves {sorted(scores.outcome)}: name one of those in the term,"
+      " or add the transform that makes it to the chain"
+    )
   G, P = rollout.tokens.shape[0] // rollout.num_prompts, rollout.num_prompts
   order = jnp.arange(P)
   if recipe.updates_per_batch > 1:
@@ -338,6 +367,7 @@ def update(
       "advantages": scores.advantages,
       "weights": scores.weights,
       "probes": {k: v for k, v in probes.items() if k in wanted},
+      "rewards": {k: v for k, v in scores.outcome.items() if k in read},
     },
     order,
     G,
@@ -346,7 +376,12 @@ def update(
   def micro(params, piece):
     piece = dict(piece)
     prompts, coefficients = piece.pop("prompts"), piece.pop("coefficients")
-    piece["rollout"] = dataclasses.replace(piece["rollout"], prompts=prompts)
+    piece["rollout"] = dataclasses.replace(
+      piece["rollout"],
+      prompts=prompts,
+      # The piece has its own prompts, which count from 0.
+      group=jnp.repeat(jnp.arange(prompts.tokens.shape[0]), G),
+    )
     return jax.value_and_grad(
       lambda p: _loss(recipe, p, piece, coefficients), has_aux=True
     )(params)
@@ -363,6 +398,9 @@ def update(
       **pieces,
       "coefficients": coefficients.reshape(shape),
       "share": share.astype(jnp.float32).reshape(shape),
+      "response_coefficients": (
+        weights / jnp.where(weights.sum() > 0, weights.sum(), 1.0)
+      ).reshape(shape[:2]),
     }
     if recipe.micro_batches == 1:
       first = jax.tree.map(lambda x: x[0], pieces)

@@ -123,8 +123,10 @@ class Trunk(nnx.Module):
 
   def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
     c = config
+    # The families' 0.02: with 1/sqrt(D) a tied head would start by repeating
+    # its input with near certainty.
     self.embedding = _param(
-      rngs, (c.vocab_size, c.embed_dim), ("vocab", "embed"), c.embed_dim
+      rngs, (c.vocab_size, c.embed_dim), ("vocab", "embed"), 0.02**-2
     )
     self.final_norm = RMSNorm(c.embed_dim, c.norm_epsilon, "embed")
     if not c.tie_embeddings:

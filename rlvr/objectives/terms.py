@@ -1,5 +1,6 @@
 """What a term of the objective is."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from rlvr.types import Array, pytree
 class LossInputs:
   """What a loss may look at; all [B, T] and float32 unless said otherwise.
 
-  `logprobs` and `entropies` carry the gradient, the rest is constant.
+  `logprobs`, `entropies` and `extra` carry the gradient, the rest is constant.
   """
 
   logprobs: Array  # of the parameters being trained
@@ -19,6 +20,10 @@ class LossInputs:
   advantages: Array
   mask: Array  # bool
   probes: dict[str, Array]  # those that the terms require
+  # Passes that the terms ask for, named and shaped as the probes are.
+  extra: dict[str, Array] = dataclasses.field(default_factory=dict)
+  # [B], outcome rewards that the terms ask for, as the chain left them.
+  rewards: dict[str, Array] = dataclasses.field(default_factory=dict)
 
 
 class Term(NamedTuple):
@@ -29,6 +34,11 @@ class Term(NamedTuple):
   requires: probes that it reads.
   weight: multiplies the loss.
   params: hyperparameters, for the report.
+  passes: probes of the policy that are computed with gradient, from the
+    parameters being trained, into `LossInputs.extra`.
+  rewards: outcome rewards of the chain's result that it reads.
+  per_response: loss and metrics are [B], and averaged over the responses by
+    their weights, whatever the reduction of the token losses is.
   """
 
   name: str
@@ -36,3 +46,6 @@ class Term(NamedTuple):
   requires: frozenset[str] = frozenset()
   weight: float = 1.0
   params: Mapping[str, Any] = {}
+  passes: frozenset[str] = frozenset()
+  rewards: frozenset[str] = frozenset()
+  per_response: bool = False

@@ -88,6 +88,7 @@ def compute_probes(
   reference: Scorer | None,
   settings: ProbeSettings,
   even_groups: bool,
+  stop_gradient: bool = True,
 ) -> dict[str, Array]:
   """Returns the named probes; see the package's docstring for each.
 
@@ -99,9 +100,10 @@ def compute_probes(
     settings: the task's token ids.
     even_groups: every prompt has B/P responses (prompts then are computed
       once in a pass).
+    stop_gradient: false keeps the gradient, for a loss.
 
   Returns:
-    Arrays without gradient, 0 outside their masks.
+    Arrays, 0 outside their masks.
   """
   r = rollout
   group = None if even_groups else r.group
@@ -198,6 +200,8 @@ def compute_probes(
     out["answer_span"] = span
   if "answer_ids" in names:
     out["answer_ids"] = answer_identities(r.tokens, span)
+  if not stop_gradient:
+    return out
   return {k: jax.lax.stop_gradient(v) for k, v in out.items()}
 
 

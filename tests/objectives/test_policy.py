@@ -51,7 +51,7 @@ def clipped(new, old, advantages, low=LOW, high=HIGH):
 
 
 def test_policy_gradient_by_hand():
-  # -2 · ln 1/2 = 2 ln 2; +1 · ln 1/4 = -2 ln 2... with Â = -1 it is negative.
+  # Â = 2: -2 ln 1/2 = 2 ln 2; Â = -1: ln 1/4 = -2 ln 2; π = 1: nothing.
   logprobs = jnp.log(jnp.array([[0.5, 0.25, 1.0]]))
   loss = policy_gradient_loss(logprobs, jnp.array([[2.0, -1.0, 5.0]]))
   close(loss, [[2 * np.log(2), -2 * np.log(2), 0.0]])
@@ -147,7 +147,7 @@ def test_constants_get_no_gradient():
     )
     return sum(
       term.loss(inputs(new, old, advantages))[0].sum() for term in terms
-    )  # fmt: skip
+    )
 
   for gradient in jax.jit(jax.grad(total, argnums=(0, 1)))(old, advantages):
     assert (gradient == 0).all()
