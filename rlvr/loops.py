@@ -64,6 +64,7 @@ class Reinforcement:
   use_reference: bool = False
   updates_per_batch: int = 1
   micro_batches: int = 1
+  passes_per_batch: int = 1
   old_logprobs: str = "behavior"
   depth: int = 0
   start_token: str | None = None  # stands in for a prompt, for some probes
@@ -114,6 +115,7 @@ class Reinforcement:
       has_reference=self.use_reference,
       updates_per_batch=self.updates_per_batch,
       micro_batches=self.micro_batches,
+      passes_per_batch=self.passes_per_batch,
       old_logprobs=self.old_logprobs,
     )
 
@@ -135,8 +137,9 @@ class Reinforcement:
       "response tokens per step": "at most"
       f" {responses * setup.sampling.max_tokens:,}"
       f" ({responses} x {setup.sampling.max_tokens})",
-      "updates per step": f"{self.updates_per_batch}, each on {per_update}"
-      f" prompts ({per_update * self.group_size} responses)",
+      "updates per step": f"{self.updates_per_batch * self.passes_per_batch},"
+      f" each on {per_update} prompts ({per_update * self.group_size}"
+      f" responses); each response is used {self.passes_per_batch}x",
       "micro-batches per update": f"{self.micro_batches}, each of"
       f" {per_update // self.micro_batches} prompts"
       f" ({per_update // self.micro_batches * self.group_size} responses)",

@@ -53,7 +53,8 @@ class Recipe:
   Batch sizes, in words: a batch has `num_prompts` prompts with `group_size`
   responses each. It is used for `updates_per_batch` optimizer updates, each on
   num_prompts / updates_per_batch prompts with all of their responses, computed
-  in `micro_batches` pieces (which changes memory, not the result).
+  in `micro_batches` pieces (which changes memory, not the result); and all of
+  this `passes_per_batch` times over, each time in another order.
 
   Raises:
     ValueError: settings that contradict each other, with the fix.
@@ -72,6 +73,7 @@ class Recipe:
   has_reference: bool
   updates_per_batch: int = 1
   micro_batches: int = 1
+  passes_per_batch: int = 1
   # What the ratio π/π_old is taken against: the sampler's log-probs, or those
   # that the trainer computes before the first update.
   old_logprobs: str = "behavior"
@@ -83,6 +85,7 @@ class Recipe:
       "group_size",
       "updates_per_batch",
       "micro_batches",
+      "passes_per_batch",
       "total_steps",
     ):
       if getattr(self, name) < 1:
@@ -308,13 +311,18 @@ def _loss(recipe: Recipe, params: Params, piece, coefficients):
 
 
 def _cut(recipe: Recipe, tree: Any, order: Array, lead: int) -> Any:
-  """[P·lead, ...] -> [updates, micro_batches, rest · lead, ...]."""
-  U, M, P = recipe.updates_per_batch, recipe.micro_batches, order.shape[0]
+  """[P·lead, ...] -> [updates of all passes, micro_batches, rest · lead, ...].
+
+  order: int32 [passes, P], the prompts' order in each pass.
+  """
+  U, M = recipe.updates_per_batch, recipe.micro_batches
+  passes, P = order.shape
 
   def cut(x):
-    x = x.reshape(P, lead, *x.shape[1:])
-    x = x if U == 1 else x[order]
-    return x.reshape(U, M, P // (U * M) * lead, *x.shape[2:])
+    rest = x.shape[1:]
+    x = x.reshape(P, lead, *rest)
+    x = x if U == passes == 1 else x[order]
+    return x.reshape(passes * U, M, P // (U * M) * lead, *rest)
 
   return jax.tree.map(cut, tree)
 
@@ -354,9 +362,12 @@ def update(
       " or add the transform that makes it to the chain"
     )
   G, P = rollout.tokens.shape[0] // rollout.num_prompts, rollout.num_prompts
-  order = jnp.arange(P)
-  if recipe.updates_per_batch > 1:
-    order = jax.random.permutation(_key(state.key, state.step, _UPDATE), P)
+  order = jnp.arange(P)[None]
+  if recipe.updates_per_batch * recipe.passes_per_batch > 1:
+    keys = jax.random.split(
+      _key(state.key, state.step, _UPDATE), recipe.passes_per_batch
+    )
+    order = jax.vmap(lambda k: jax.random.permutation(k, P))(keys)
   by_prompt = _cut(recipe, rollout.prompts, order, 1)
   by_response = _cut(
     recipe,
@@ -428,7 +439,7 @@ def update(
 
   pieces = {"prompts": by_prompt, **by_response}
   carry = (state.params, state.opt_state)
-  if recipe.updates_per_batch == 1:
+  if recipe.updates_per_batch * recipe.passes_per_batch == 1:
     carry, metrics = one_update(carry, jax.tree.map(lambda x: x[0], pieces))
   else:
     carry, stacked = jax.lax.scan(one_update, carry, pieces)

@@ -4,7 +4,9 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
+_CACHE = tempfile.TemporaryDirectory(prefix="rlvr-tests-")
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TINY = (
   "models.ModelConfig.embed_dim=16",
@@ -49,7 +51,13 @@ def start(arguments):
   return subprocess.Popen(
     [sys.executable, "-m", "rlvr.main", *map(str, arguments)],
     cwd=ROOT,
-    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    env={
+      **os.environ,
+      "JAX_PLATFORMS": "cpu",
+      # The same programs are compiled again and again.
+      "JAX_COMPILATION_CACHE_DIR": _CACHE.name,
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    },
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,

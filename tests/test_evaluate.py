@@ -189,7 +189,7 @@ def test_lengths_and_truncation(five):
   _, oracle, figures, _ = five
   finished = np.concatenate([call[2] for call in oracle.calls[::2]])[:5]
   np.testing.assert_allclose(figures["eval/truncated"], 1 - finished.mean())
-  words = sum((call[0] for call in oracle.calls[::2]), [])[:5]
+  words = [text for call in oracle.calls[::2] for text in call[0]][:5]
   # The end token counts as one, but isn't in the text.
   lengths = [len(w.split()) + f for w, f in zip(words, finished, strict=True)]
   np.testing.assert_allclose(figures["eval/length_mean"], np.mean(lengths))

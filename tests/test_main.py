@@ -30,7 +30,9 @@ def fails(arguments, capsys, *words):
 def test_a_supervised_and_an_rl_run_leave_what_they_promise(tmp_path, capsys):
   warm = tmp_path / "warm"
   code = main.main(
-    runs.argv("supervised", warm, "STEPS=3", "NUM_PROMPTS=8", "EVALUATE_EVERY=3")
+    runs.argv(
+      "supervised", warm, "STEPS=3", "NUM_PROMPTS=8", "EVALUATE_EVERY=3"
+    )
   )
   assert code == 0, capsys.readouterr()
   run = tmp_path / "run"

@@ -12,9 +12,9 @@ from tests import runs
 # Host verification one batch ahead: the hardest case, since a batch is always
 # under way. Checkpoints every 5 steps; killed between two of them.
 _BINDINGS = (
-  "STEPS=24",
+  "STEPS=36",
   "SAVE_EVERY=5",
-  "EVALUATE_EVERY=12",
+  "EVALUATE_EVERY=18",
   "loops.Reinforcement.depth=1",
   "LEARNING_RATE=0.01",
 )
@@ -41,6 +41,18 @@ def final_arrays(folder):
   return step, jax.tree.map(np.asarray, restored["state"])
 
 
+def between_checkpoints(folder):
+  """Whether a checkpoint is on the disk and steps were done after it."""
+  saved = [
+    int(p.name) for p in folder.glob("checkpoints/*") if p.name.isdigit()
+  ]
+  path = folder / "metrics.jsonl"
+  if not saved or not path.exists():
+    return False
+  # The last line may be torn.
+  return len(path.read_bytes().splitlines()) - 2 > max(saved) + 1
+
+
 def test_resume_after_kill_9_changes_nothing(tmp_path):
   whole, killed = tmp_path / "whole", tmp_path / "killed"
   tasks = ("arithmetic", "arithmetic_signals")
@@ -53,22 +65,19 @@ def test_resume_after_kill_9_changes_nothing(tmp_path):
   assert code == 0, output
 
   process = runs.start(arguments(killed))
-  path = killed / "metrics.jsonl"
-  while process.poll() is None:
-    if path.exists() and len(path.read_bytes().splitlines()) >= 9:
-      process.send_signal(signal.SIGKILL)
-      break
+  while process.poll() is None and not between_checkpoints(killed):
     time.sleep(0.001)
+  process.send_signal(signal.SIGKILL)
   process.communicate()
   assert process.returncode == -signal.SIGKILL, "finished before it was killed"
-  assert read_metrics(path)[-1]["step"] < 24
+  assert read_metrics(killed / "metrics.jsonl")[-1]["step"] < 36
 
   code, output = runs.run(arguments(killed, "--resume"))
   assert code == 0, output
   assert "going on from step" in output
   assert figures(killed) == figures(whole)
   (step_a, a), (step_b, b) = final_arrays(whole), final_arrays(killed)
-  assert step_a == step_b == 24
+  assert step_a == step_b == 36
   jax.tree.map(np.testing.assert_array_equal, a, b)
   # Steps differ from one another: equal figures were not trivially equal.
   entropies = [r["policy/entropy"] for r in figures(whole)[1:]]
