@@ -32,8 +32,8 @@ _C = TypeVar("_C", bound=type)
 @typing.dataclass_transform(frozen_default=True, kw_only_default=True)
 def pytree(cls: _C) -> _C:
   """Returns `cls` as a frozen keyword-only dataclass that is a JAX pytree."""
-  cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
-  return jax.tree_util.register_dataclass(cls)
+  made: Any = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+  return jax.tree_util.register_dataclass(made)
 
 
 class Verdict(enum.IntEnum):

@@ -2,9 +2,9 @@
 
 import pathlib
 
-import gin
 import pytest
 
+import gin
 from rlvr import main
 from tests import runs
 

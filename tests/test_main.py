@@ -2,10 +2,10 @@
 
 import json
 
-import gin
 import numpy as np
 import pytest
 
+import gin
 from rlvr import main
 from rlvr.infra.metrics import read_metrics
 from tests import runs

@@ -217,6 +217,33 @@ def test_several_updates_are_several():
   assert int(twice.step) == 0
 
 
+def test_each_prompt_is_in_one_of_the_updates():
+  # Where one prompt alone counts, its update moves the parameters by g, as the
+  # single update does, and the other one by nothing; but momentum carries g
+  # on: g + 0.9 g if its update is the first of the two.
+  ratios = []
+  for prompt in range(P):
+    only = scores(weights=np.asarray(ROLLOUT.group) == prompt)
+    moved = [
+      changed_norm(updated(variant, scores=only)[0].params)
+      for variant in ("two_updates", "plain")
+    ]
+    ratios.append(moved[0] / moved[1])
+  close(sorted(ratios), [1.0, 1.0, 1.9, 1.9], rtol=1e-3)
+
+
+def test_pieces_keep_prompts_and_responses_together():
+  made = recipe(updates_per_batch=2, micro_batches=2, passes_per_batch=3)
+  order = np.array([[2, 0, 3, 1], [0, 1, 2, 3], [3, 2, 1, 0]])
+  prompts = np.asarray(step._cut(made, np.arange(P), order, 1))
+  responses = np.asarray(step._cut(made, np.arange(B), order, G))
+  # Updates of all passes, their pieces, the prompts in a piece.
+  np.testing.assert_array_equal(prompts, order.reshape(6, 2, 1))
+  np.testing.assert_array_equal(
+    responses, prompts * G + np.arange(G)[None, None]
+  )
+
+
 def changed_norm(params):
   return np.sqrt(
     sum(
@@ -519,6 +546,7 @@ def truncating(**changes):
     ({"num_prompts": 0}, "num_prompts=0 must be at least 1"),
     ({"group_size": 0}, "group_size=0 must be at least 1"),
     ({"updates_per_batch": 0}, "updates_per_batch=0 must be at least 1"),
+    ({"passes_per_batch": 0}, "passes_per_batch=0 must be at least 1"),
     ({"micro_batches": -1}, "micro_batches=-1 must be at least 1"),
     ({"total_steps": 0}, "total_steps=0 must be at least 1"),
     (

@@ -31,7 +31,9 @@ def accuracies(run_dir: pathlib.Path) -> tuple[float, float, float]:
 def finished(run_dir: pathlib.Path) -> bool:
   """Whether the RL run in the folder came to its end."""
   about = run_dir / "rl" / "about.json"
-  return about.exists() and json.loads(about.read_text())["status"] == "finished"
+  return (
+    about.exists() and json.loads(about.read_text())["status"] == "finished"
+  )
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ import collections
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
@@ -164,10 +164,10 @@ class PromptSource:
       targets, target_mask = _pad([r.target for r in rows], widths.target, pad)
     return Batch(
       prompts=Prompts(
-        tokens=tokens,
-        mask=mask,
-        answer_tokens=answers,
-        answer_mask=answer_mask,
+        tokens=cast(Any, tokens),
+        mask=cast(Any, mask),
+        answer_tokens=cast(Any, answers),
+        answer_mask=cast(Any, answer_mask),
       ),
       targets=targets,
       target_mask=target_mask,

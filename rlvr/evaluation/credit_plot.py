@@ -175,7 +175,8 @@ def _table(trace, response, steps) -> str:
   head = "".join(
     f"<th {_CELL}>{html.escape(n)}</th>" for n in ["after", *names]
   )
-  rows, before = [], {}
+  rows: list[str] = []
+  before: dict[str, Any] = {}
   for number, link in enumerate(trace):
     now = {
       name: _own(link, name, response, steps)

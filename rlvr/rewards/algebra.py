@@ -257,7 +257,7 @@ def put_reward(
   drop: Sequence[str] = (),
 ) -> Scores:
   """Returns the scores with `name` set, and the rewards in `drop` taken out."""
-  kinds = {
+  kinds: dict[str, Any] = {
     k: {n: v for n, v in getattr(scores, k).items() if n not in (*drop, name)}
     for k in KINDS
   }
