@@ -52,6 +52,12 @@ setuptools.setup(
     "tpu": ["jax[tpu]>=0.10,<0.11", "libtpu>=0.0.40"],
     # Its pycosat is built from source: needs a C compiler.
     "gym": ["reasoning-gym>=0.1.25,<0.2"],
-    "dev": ["pytest>=8", "ruff>=0.12", "mypy>=1.15", "psutil>=6"],
+    "dev": [
+      "pytest>=8",
+      "pytest-xdist>=3.6",
+      "ruff>=0.12",
+      "mypy>=1.15",
+      "psutil>=6",
+    ],
   },
 )

@@ -9,4 +9,5 @@ export JAX_PLATFORMS=cpu
 "$python" -m ruff format --check .
 "$python" -m ruff check .
 "$python" -m mypy
-"$python" -m pytest "$@"
+# Two processes: compilation, most of the time, uses one core each.
+"$python" -m pytest -n 2 --dist loadfile "$@"

@@ -88,7 +88,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
   printed = " ".join(capsys.readouterr().out.split())
   assert "prompts per step 4" in printed
   assert "responses per step 16 (4 for each prompt)" in printed
-  assert "micro-batches per update 1, each of 4 prompts" in printed
+  assert "micro-batches per update 1, each of 2 prompts" in printed
   assert "parameters" in printed and "group_relative" in printed
   assert not (tmp_path / "run").exists()
 

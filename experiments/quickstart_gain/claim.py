@@ -9,6 +9,7 @@ not repeated. Writes results.json beside this file and prints the table.
 import argparse
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -50,6 +51,11 @@ def main() -> int:
     for seed in args.seeds:
       run_dir = args.out / f"{kind.replace(' ', '_')}-{seed}"
       if not finished(run_dir):
+        # Both start from the same warm start: copied, not made again.
+        warm = args.out / f"reward-{seed}" / "warm"
+        if warm.exists() and not (run_dir / "warm").exists():
+          shutil.copytree(warm, run_dir / "warm")
+        shutil.rmtree(run_dir / "rl", ignore_errors=True)
         subprocess.run(
           [
             ROOT / "scripts/quickstart.sh",

@@ -97,6 +97,9 @@ def backward_corrected_reward(
     false_negative_rate: ρ1, probability; or an array of the shape of `values`,
       which is not checked.
 
+  Returns:
+    float, the shape of `values`: r̂.
+
   Raises:
     ValueError: a rate is no probability, or ρ0 + ρ1 ≥ 1.
   """
@@ -123,6 +126,9 @@ def forward_weights(
     values: float, any shape: r̃, 0 or 1.
     false_negative_rate: ρ1, probability; or an array of the shape of `values`,
       which is not checked.
+
+  Returns:
+    float, the shape of `values`: w, in −1..1.
 
   Raises:
     ValueError: the rate is no probability.
