@@ -20,6 +20,7 @@ import optax
 from rlvr import step as step_lib
 from rlvr.data.sources import Batch, PromptSource
 from rlvr.evaluate import response_rows, verify_text
+from rlvr.evaluation.credit_plot import plot_credit, trace_chain
 from rlvr.models import ModelConfig
 from rlvr.objectives.policy import likelihood
 from rlvr.objectives.reductions import token_mean
@@ -27,7 +28,13 @@ from rlvr.objectives.terms import Term
 from rlvr.probes.compute import ProbeSettings
 from rlvr.rewards.algebra import Transform, describe, stateless
 from rlvr.sampling import Sampling
-from rlvr.types import Params, Rollout, Signals, TrainState
+from rlvr.types import (
+  Params,
+  Rollout,
+  Signals,
+  TrainState,
+  scores_from_signals,
+)
 from rlvr.verifiers.exact import verdict_counts
 from rlvr.verifiers.specs import VerifierSpec
 
@@ -169,6 +176,7 @@ class ReinforcementLoop:
     self._settings = settings
     self._setup = setup
     self._verifier = settings.verifier.build(setup.vocabulary)
+    self._last: tuple[Rollout, Signals] | None = None
     self._ahead: tuple[Batch, Rollout, Any, float] | None = None
     recipe = self.recipe
     if settings.verifier.on_device:
@@ -207,6 +215,7 @@ class ReinforcementLoop:
     else:
       state, parts, times = self._advance_split(state, drain)
     batch, metrics, rollout, signals, scores = parts
+    self._last = rollout, signals
     metrics, rollout, signals, scores = jax.device_get(
       (metrics, rollout, signals, scores)
     )
@@ -273,6 +282,40 @@ class ReinforcementLoop:
       "time/score_update_s": done - verified,
     }
     return state, (batch, metrics, rollout, signals, scores), times
+
+  def credit_page(self, state: TrainState) -> str:
+    """Returns HTML: a response of the last batch, coloured by its credit.
+
+    The response is one whose advantage is greatest, up or down, so that it
+    comes from a group that differs.
+
+    Args:
+      state: whose policy and chain state are shown; not changed.
+    """
+    if self._last is None:
+      return ""
+    rollout, signals = self._last
+    context = jax.jit(
+      lambda state, reference, rollout: step_lib.scoring_context(
+        self.recipe, state, reference, rollout
+      )
+    )(state, self._setup.reference, rollout)
+    trace = trace_chain(
+      self.recipe.chain,
+      scores_from_signals(signals, rollout.tokens.shape[0]),
+      state.chain_state,
+      context,
+    )
+    advantages = np.asarray(trace[-1].scores.advantages)
+    response = int(np.abs(advantages).max(-1).argmax())
+    length = int(rollout.lengths[response])
+    decode = self._setup.vocabulary.decode
+    end = self._setup.vocabulary.eos_id
+    texts = [
+      "⏎" if int(token) == end else decode([int(token)])
+      for token in np.asarray(rollout.tokens)[response, :length]
+    ]
+    return plot_credit(texts, trace, rollout, response=response)
 
   def close(self) -> None:
     """Ends the verifier's processes."""
@@ -365,6 +408,11 @@ class SupervisedLoop:
     done = time.perf_counter()
     metrics |= {"time/data_s": ready - begin, "time/update_s": done - ready}
     return state, metrics, []
+
+  def credit_page(self, state: TrainState) -> str:
+    """Returns nothing: targets have no credit."""
+    del state
+    return ""
 
   def close(self) -> None:
     """Nothing to end."""

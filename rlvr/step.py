@@ -215,6 +215,39 @@ def _temperature(recipe: Recipe) -> float:
   return recipe.sampling.temperature or 1.0
 
 
+def scoring_context(
+  recipe: Recipe,
+  state: TrainState,
+  reference: Params | None,
+  rollout: Rollout,
+) -> Context:
+  """Returns what the chain sees of a batch: all probes that are asked for.
+
+  Args:
+    recipe: the step's settings.
+    state: the run's state.
+    reference: the reference model's parameters, None if it has none.
+    rollout: responses.
+  """
+  probes = compute_probes(
+    recipe.required_probes,
+    rollout,
+    policy=scorer_of(recipe.model, state.params, _temperature(recipe)),
+    reference=None
+    if reference is None
+    else scorer_of(recipe.model, reference, _temperature(recipe)),
+    settings=recipe.probe_settings,
+    even_groups=True,
+  )
+  return Context(
+    rollout=rollout,
+    probes=probes,
+    progress=(state.step / recipe.total_steps).astype(jnp.float32),
+    step=state.step,
+    key=_key(state.key, state.step, _SCORE),
+  )
+
+
 def score_batch(
   recipe: Recipe,
   state: TrainState,
@@ -231,28 +264,13 @@ def score_batch(
     rollout: responses.
     signals: named rewards.
   """
-  probes = compute_probes(
-    recipe.required_probes,
-    rollout,
-    policy=scorer_of(recipe.model, state.params, _temperature(recipe)),
-    reference=None
-    if reference is None
-    else scorer_of(recipe.model, reference, _temperature(recipe)),
-    settings=recipe.probe_settings,
-    even_groups=True,
-  )
-  context = Context(
-    rollout=rollout,
-    probes=probes,
-    progress=(state.step / recipe.total_steps).astype(jnp.float32),
-    step=state.step,
-    key=_key(state.key, state.step, _SCORE),
-  )
+  context = scoring_context(recipe, state, reference, rollout)
   scores = scores_from_signals(signals, rollout.tokens.shape[0])
   scores, chain_state = recipe.chain.apply(scores, state.chain_state, context)
   statistics = signal_statistics(signals, rollout)
   metrics = {**statistics, **scores.metrics}
-  return dataclasses.replace(scores, metrics=metrics), chain_state, probes
+  scores = dataclasses.replace(scores, metrics=metrics)
+  return scores, chain_state, context.probes
 
 
 def _loss(recipe: Recipe, params: Params, piece, coefficients):

@@ -259,6 +259,8 @@ def train(
       if step == start + 1 and operative_config is not None:
         text = operative_config()
         folder.config_operative.write_text(text, encoding="utf-8")
+    if page := running.credit_page(state):
+      folder.credit.write_text(page, encoding="utf-8")
     status = "finished"
   except TrainingStopped as error:
     status = f"failed: {error}"

@@ -407,6 +407,21 @@ def test_one_real_update(row, file, build):
   assert np.ptp(np.asarray(scores.advantages[:, 0])) > 0
 
 
+def test_verifier_and_rollout_tell_the_same_steps_apart(build):
+  build(catalogue.method("clip_delta"), None)
+  verifier = "rlvr.verifiers.arithmetic_signals_verifier"
+  assert gin.query_parameter(f"{verifier}.max_steps") == gin.query_parameter(
+    "rlvr.train.train.max_steps"
+  )
+  marks = [
+    gin.query_parameter("%ANSWER_DELIMITER"),
+    gin.query_parameter(f"{verifier}.step_delimiter"),
+  ]
+  assert set(marks) == set(
+    gin.query_parameter("rlvr.train.train.step_delimiters")
+  )
+
+
 def test_an_update_without_effect_is_found(build):
   recipe = build(catalogue.method("clip_delta"), None)
   before, after, scores, metrics = one_update(recipe)

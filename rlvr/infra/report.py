@@ -9,6 +9,7 @@ any time, also of a run that is still going. Several folders give a comparison.
 import argparse
 import dataclasses
 import html
+import itertools
 import math
 import os
 import pathlib
@@ -129,6 +130,9 @@ def _page(title: str, runs: list[_Run]) -> str:
   body.append(_plots(runs))
   if single:
     body.append(_samples(first.samples))
+    if first.folder.credit.exists():
+      page = first.folder.credit.read_text(encoding="utf-8")
+      body.append(_section("Credit of one response", page))
     body.append(
       _section("Score chain", _pre(first.about.get("chain")))
       if first.about.get("chain")
@@ -269,16 +273,22 @@ def _plots(runs: list[_Run]) -> str:
 def _samples(samples: list[dict[str, Any]]) -> str:
   if not samples:
     return _absent("Sampled responses", "samples.jsonl holds none")
-  evals = [s for s in samples if s.get("kind", "eval") == "eval"] or samples
-  steps = sorted({row["step"] for row in evals})
+  steps = sorted({row["step"] for row in samples})
   picked = dict.fromkeys((steps[0], steps[len(steps) // 2], steps[-1]))
+  kinds = {"eval": "held-out, greedy", "train": "training"}
   parts = []
-  for step in picked:
-    rows = [row for row in evals if row["step"] == step]
+  for step, kind in itertools.product(picked, kinds):
+    rows = [
+      row
+      for row in samples
+      if row["step"] == step and row.get("kind", "eval") == kind
+    ]
+    if not rows:
+      continue
     lines = "".join(_sample_row(row) for row in rows[:_SAMPLES])
     more = f", {_SAMPLES} of {len(rows)}" if len(rows) > _SAMPLES else ""
     parts.append(
-      f'<h3>Step {step}{more}</h3><div class="scroll"><table class="samples">'
+      f'<h3>Step {step}, {kinds[kind]}{more}</h3><div class="scroll"><table class="samples">'
       "<thead><tr><th>prompt</th><th>response</th><th>reference</th>"
       "<th>verdict</th><th>rewards</th><th>advantage</th></tr></thead>"
       f"{lines}</table></div>"

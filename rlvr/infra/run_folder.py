@@ -48,6 +48,11 @@ class RunFolder:
     return self.path / "config_operative.gin"
 
   @property
+  def credit(self) -> pathlib.Path:
+    """A response with its tokens coloured by credit, part of the report."""
+    return self.path / "credit.html"
+
+  @property
   def tensorboard(self) -> pathlib.Path:
     return self.path / "tensorboard"
 

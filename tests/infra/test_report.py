@@ -124,7 +124,7 @@ def test_samples_of_the_first_middle_and_last_evaluation(tmp_path):
   text = report.write_report(_run(tmp_path / "run", steps=10)).read_text()
   shown = sorted({int(s) for s in re.findall(r">p(\d+)-0 ", text)})
   assert shown == [2, 6, 10]
-  assert "Step 6, 6 of 8" in text and ">p6-5 " in text
+  assert "Step 6, held-out, greedy, 6 of 8" in text and ">p6-5 " in text
   assert ">p6-6 " not in text
 
 
