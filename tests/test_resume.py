@@ -2,6 +2,7 @@
 
 import signal
 import time
+import warnings
 
 import jax
 import numpy as np
@@ -33,7 +34,12 @@ def final_arrays(folder):
   """Returns the arrays of the last checkpoint."""
   import orbax.checkpoint as ocp
 
-  with ocp.CheckpointManager(folder / "checkpoints") as manager:
+  with (
+    warnings.catch_warnings(),
+    ocp.CheckpointManager(folder / "checkpoints") as manager,
+  ):
+    # It is read without saying where to put it: on the one device.
+    warnings.simplefilter("ignore", UserWarning)
     step = manager.latest_step()
     restored = manager.restore(
       step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore())

@@ -37,8 +37,9 @@ def arithmetic_task(
   """Returns the task of generated arithmetic expressions.
 
   See `rlvr.data.arithmetic`, which also says why no expression is in both
-  splits, whatever seeds and sizes. With paraphrases, every batch holds both of
-  a problem's two orders, one after the other (`TaskSpec.unit` is 2).
+  splits, whatever seeds and sizes. With paraphrases, every training batch holds
+  both of a problem's two orders, one after the other (`TaskSpec.unit` is 2);
+  the held-out examples stay the same, so that accuracies can be compared.
 
   Args:
     num_train: training expressions.
@@ -61,7 +62,7 @@ def arithmetic_task(
       working=working,
       answer_delimiter=answer_delimiter,
       step_delimiter=step_delimiter,
-      paraphrases=paraphrases,
+      paraphrases=paraphrases and split == "train",
       seed=seed,
     )
 
