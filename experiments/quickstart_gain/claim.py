@@ -84,8 +84,12 @@ def main() -> int:
       )
     mean, low, high = result["gain_points"]
     print(f"| {kind} | mean | | | {mean:+.1f} [{low:+.1f}, {high:+.1f}] | |")
-  real, control = results["reward"], results["coin flips"]
-  holds = real["gain_points"][1] >= 25 and control["gain_points"][0] < 5
+  gains = {
+    kind: [100 * (r["after"] - r["before"]) for r in result["runs"]]
+    for kind, result in results.items()
+  }
+  # Every seed, not only their mean; and the control below all of them.
+  holds = min(gains["reward"]) >= 25 and max(gains["coin flips"]) < 5
   print("verdict:", "holds" if holds else "does not hold")
   return 0 if holds else 1
 
