@@ -17,6 +17,7 @@ _SUBMODULES = (
   "models",
   "objectives",
   "probes",
+  "recipe",
   "rewards",
   "sampling",
   "segments",

@@ -26,6 +26,7 @@ from rlvr.objectives.policy import likelihood
 from rlvr.objectives.reductions import token_mean
 from rlvr.objectives.terms import Term
 from rlvr.probes.compute import ProbeSettings
+from rlvr.recipe import Recipe, Reduction
 from rlvr.rewards.algebra import Transform, describe, stateless
 from rlvr.sampling import Sampling
 from rlvr.types import (
@@ -65,7 +66,7 @@ class Reinforcement:
   group_size: int
   chain: Transform
   terms: Sequence[Term]
-  reduction: step_lib.Reduction
+  reduction: Reduction
   optimizer: optax.GradientTransformation
   verifier: VerifierSpec
   use_reference: bool = False
@@ -83,7 +84,7 @@ class Reinforcement:
 
   needs_targets = False
 
-  def recipe(self, setup: Setup) -> step_lib.Recipe:
+  def recipe(self, setup: Setup) -> Recipe:
     """Returns the static part of the step."""
     encode = setup.vocabulary.encode
     eos = setup.vocabulary.eos_id
@@ -97,7 +98,7 @@ class Reinforcement:
         )
       return ids[0]
 
-    return step_lib.Recipe(
+    return Recipe(
       model=setup.model,
       sampling=setup.sampling,
       num_prompts=self.num_prompts,
@@ -329,15 +330,15 @@ class Supervised:
 
   num_prompts: int
   optimizer: optax.GradientTransformation
-  reduction: step_lib.Reduction = token_mean
+  reduction: Reduction = token_mean
   micro_batches: int = 1
 
   needs_targets = True
   use_reference = False
 
-  def recipe(self, setup: Setup) -> step_lib.Recipe:
+  def recipe(self, setup: Setup) -> Recipe:
     """Returns the static part of the step."""
-    return step_lib.Recipe(
+    return Recipe(
       model=setup.model,
       sampling=dataclasses.replace(setup.sampling, temperature=1.0),
       num_prompts=self.num_prompts,

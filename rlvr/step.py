@@ -8,7 +8,6 @@ randomness of batch n comes from `fold_in(state.key, n)`.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, cast
 
 import jax
@@ -16,16 +15,14 @@ import jax.numpy as jnp
 import optax
 
 from rlvr import models
-from rlvr.objectives.terms import LossInputs, Term
+from rlvr.objectives.terms import LossInputs
 from rlvr.probes.compute import (
-  ProbeSettings,
   Scorer,
-  check_probes,
   compute_probes,
 )
-from rlvr.rewards.algebra import Transform
+from rlvr.recipe import DeviceVerifier, Recipe
 from rlvr.rewards.statistics import signal_statistics
-from rlvr.sampling import Sampling, sample
+from rlvr.sampling import sample
 from rlvr.segments import masked_mean
 from rlvr.types import (
   Array,
@@ -39,105 +36,8 @@ from rlvr.types import (
   scores_from_signals,
 )
 
-Reduction = Callable[[Array, Array], Array]
-DeviceVerifier = Callable[[Rollout, Array], Signals]
-
 # What batch n's key is split into.
 _SAMPLE, _VERIFY, _SCORE, _UPDATE = range(4)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Recipe:
-  """Everything static that a step is made of.
-
-  Batch sizes, in words: a batch has `num_prompts` prompts with `group_size`
-  responses each. It is used for `updates_per_batch` optimizer updates, each on
-  num_prompts / updates_per_batch prompts with all of their responses, computed
-  in `micro_batches` pieces (which changes memory, not the result); and all of
-  this `passes_per_batch` times over, each time in another order.
-
-  Raises:
-    ValueError: settings that contradict each other, with the fix.
-  """
-
-  model: models.ModelConfig
-  sampling: Sampling
-  num_prompts: int
-  group_size: int
-  chain: Transform
-  terms: tuple[Term, ...]
-  reduction: Reduction
-  optimizer: optax.GradientTransformation
-  probe_settings: ProbeSettings
-  total_steps: int
-  has_reference: bool
-  updates_per_batch: int = 1
-  micro_batches: int = 1
-  passes_per_batch: int = 1
-  # What the ratio π/π_old is taken against: the sampler's log-probs, or those
-  # that the trainer computes before the first update.
-  old_logprobs: str = "behavior"
-
-  def __post_init__(self):
-    pieces = self.updates_per_batch * self.micro_batches
-    for name in (
-      "num_prompts",
-      "group_size",
-      "updates_per_batch",
-      "micro_batches",
-      "passes_per_batch",
-      "total_steps",
-    ):
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-    if self.num_prompts % pieces:
-      raise ValueError(
-        f"num_prompts={self.num_prompts} can't be cut into updates_per_batch="
-        f"{self.updates_per_batch} times micro_batches={self.micro_batches}"
-        " equal pieces: make it a multiple of their product"
-      )
-    if self.old_logprobs not in ("behavior", "recomputed"):
-      raise ValueError(
-        f"old_logprobs={self.old_logprobs!r}: give 'behavior' or 'recomputed'"
-      )
-    if self.old_logprobs == "behavior" and self.sampling.truncates:
-      raise ValueError(
-        "top_k, top_p, min_p or temperature 0 change the distribution that is"
-        " sampled from, so that π/π_behavior is no ratio of policies: set"
-        " old_logprobs = 'recomputed', or sample from the whole distribution"
-      )
-    if self.chain.spec.gives != "advantages":
-      last = (self.chain, *self.chain.spec.parts)[-1]
-      raise ValueError(
-        f"the chain ends with {last.spec.name!r}, which"
-        " gives rewards: end it with an advantage estimator"
-      )
-    if not self.terms:
-      raise ValueError("the objective has no terms: give `terms`")
-    check_probes(
-      self.required_probes,
-      self.probe_settings,
-      has_reference=self.has_reference,
-      has_values=self.model.value_head,
-    )
-    for term in self.terms:
-      if with_reference := {n for n in term.passes if n.startswith("ref_")}:
-        raise ValueError(
-          f"term {term.name!r}: passes {sorted(with_reference)} are the"
-          " reference model's, which isn't trained: put them in `requires`"
-        )
-      check_probes(
-        term.passes,
-        self.probe_settings,
-        has_reference=False,
-        has_values=self.model.value_head,
-      )
-
-  @property
-  def required_probes(self) -> frozenset[str]:
-    """The union of what the chain, the terms and the ratio ask for."""
-    names = self.chain.requires.union(*(t.requires for t in self.terms))
-    return names | {"logprobs"} if self.old_logprobs == "recomputed" else names
 
 
 def init_state(recipe: Recipe, key: Array, params: Params) -> TrainState:

@@ -219,7 +219,7 @@ def test_group_advantages_verl():
     inside = np.arange(tokens) < inputs["lengths"][:, None]
     # Of rewards of 100 ± 0.001 the reference's float32 mean is 1% of the
     # deviation off; ours takes the least of them off first.
-    wide = {"rtol": 0.02, "atol": 1e-5} if case == "close" else {}
+    wide = {"rtol": 0.02, "atol": 1e-3} if case == "close" else {}
 
     def ours(inputs, case=case, inside=inside):
       result = {k: np.array(v) for k, v in estimators(inputs, 1e-6).items()}
@@ -589,7 +589,9 @@ def test_co_reward():
       labels = intrinsic.co_reward_labels(inputs["ids"], group, prompts)
       return {"reward": labels}
 
-    check(ours, inputs, expected, change="ids")
+    agree(ours(inputs), expected)
+    wrong = {"ids": np.roll(inputs["ids"], 1)}
+    compare.must_fail(lambda: agree(ours(wrong), expected))  # noqa: B023
 
 
 def test_nover():

@@ -34,8 +34,9 @@ def vote_winners(
 ) -> Array:
   """Returns the answer with the most votes in each group.
 
-  Of answers with equal votes the least identity wins: where identities are
-  indices of first occurrence, the one that was sampled first.
+  Of answers with equal votes that wins which was sampled first in the group:
+  the least identity would be the one that some other prompt of the batch had
+  first.
 
   Args:
     votes: float [B], see `answer_votes`.
@@ -49,11 +50,12 @@ def vote_winners(
   voted = jnp.where(answer_ids >= 0, votes, -jnp.inf)
   most = jax.ops.segment_max(voted, group, num_segments=num_groups)
   best = (answer_ids >= 0) & (voted == most[group])
-  none = jnp.iinfo(jnp.int32).max
-  winner = jax.ops.segment_min(
-    jnp.where(best, answer_ids, none), group, num_segments=num_groups
+  size = group.shape[0]
+  first = jax.ops.segment_min(
+    jnp.where(best, jnp.arange(size), size), group, num_segments=num_groups
   )
-  return jnp.where(winner == none, -1, winner).astype(jnp.int32)
+  winner = answer_ids[jnp.minimum(first, size - 1)]
+  return jnp.where(first < size, winner, -1).astype(jnp.int32)
 
 
 def majority_answers(answer_ids: Array, group: Array, num_groups: int) -> Array:

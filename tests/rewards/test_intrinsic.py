@@ -223,6 +223,11 @@ def test_suite_of_combined():
 
 
 def test_suite_of_co_reward():
+  # No equal votes: those go to the answer that was sampled first.
+  ids = jnp.array([4, 4, 1, 4, 1, 1, -1, 1], jnp.int32)
   suite.check_transform(
-    intrinsic.co_reward, group_sizes=(3, 1, 2, 2), scope="batch"
+    intrinsic.co_reward,
+    make_probes=lambda *_: {"answer_ids": ids},
+    group_sizes=(3, 1, 2, 2),
+    scope="batch",
   )
