@@ -64,8 +64,10 @@ def test_resume_after_kill_9_changes_nothing(tmp_path):
   tasks = ("arithmetic", "arithmetic_signals")
 
   def arguments(folder, *extra):
-    bindings = (*_BINDINGS, "advantages.group_relative.reward='correct'")
-    return [*runs.argv("train", folder, *bindings, tasks=tasks), *extra]
+    # A reward that an untrained policy gets as well, from probes, and a chain
+    # with a state (a moving threshold): else there would be nothing to resume.
+    method = runs.argv("train", folder, *_BINDINGS, method="rlpr", tasks=tasks)
+    return [*method, *extra]
 
   code, output = runs.run(arguments(whole))
   assert code == 0, output
@@ -85,6 +87,8 @@ def test_resume_after_kill_9_changes_nothing(tmp_path):
   (step_a, a), (step_b, b) = final_arrays(whole), final_arrays(killed)
   assert step_a == step_b == 36
   jax.tree.map(np.testing.assert_array_equal, a, b)
+  assert jax.tree.leaves({k: v for k, v in a.items() if "chain_state" in k})
+  assert min(r["optim/grad_norm"] for r in figures(whole)[1:3]) > 0
   # Steps differ from one another: equal figures were not trivially equal.
   entropies = [r["policy/entropy"] for r in figures(whole)[1:]]
   assert len(set(entropies)) == len(entropies)

@@ -42,13 +42,20 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--out", type=pathlib.Path, required=True)
   parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+  parser.add_argument(
+    "--control_seeds", type=int, nargs="+", help="--seeds, if not given"
+  )
   args = parser.parse_args()
-  if len(args.seeds) < 2:
+  control_seeds = args.control_seeds or args.seeds
+  if min(len(args.seeds), len(control_seeds)) < 2:
     parser.error("--seeds: an interval needs two or more")
   results = {}
-  for kind, flags in (("reward", []), ("coin flips", ["--coin_flips"])):
+  for kind, flags, seeds in (
+    ("reward", [], args.seeds),
+    ("coin flips", ["--coin_flips"], control_seeds),
+  ):
     runs = []
-    for seed in args.seeds:
+    for seed in seeds:
       run_dir = args.out / f"{kind.replace(' ', '_')}-{seed}"
       if not finished(run_dir):
         # Both start from the same warm start: copied, not made again.
