@@ -262,7 +262,7 @@ def train(
     if page := running.credit_page(state):
       folder.credit.write_text(page, encoding="utf-8")
     status = "finished"
-  except TrainingStopped as error:
+  except Exception as error:
     status = f"failed: {error}"
     raise
   finally:

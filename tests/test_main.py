@@ -209,6 +209,19 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_state(
   assert any((tmp_path / "r" / "checkpoints").iterdir())
 
 
+def test_unknown_reward_name_lists_those_that_there_are(tmp_path, capsys):
+  fails(
+    runs.argv(
+      "train", tmp_path / "r", "advantages.group_relative.reward='corect'"
+    ),
+    capsys,
+    "'corect'",
+    "['correct']",
+  )
+  about = json.loads((tmp_path / "r" / "about.json").read_text())
+  assert "corect" in about["status"]
+
+
 def test_gsm8k_files_with_faults(tmp_path, capsys):
   def arguments(path):
     return [
