@@ -75,7 +75,9 @@ def _about(figures: Mapping[str, Any]) -> str:
     " accuracy is held-out and greedy. ± is the half width of Student's 95%"
     " interval over seeds. Hyperparameters are the shipped files', untuned, and"
     " the differences from the papers in the tables above apply: this shows"
-    " that the methods run and what they cost, it does not rank the papers.\n"
+    " that the methods run and what they cost, it does not rank the papers."
+    + (f" {figures['note']}" if figures.get("note") else "")
+    + "\n"
   )
 
 
