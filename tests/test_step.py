@@ -52,6 +52,9 @@ def changed(a, b):
   )
 
 
+LAST_TOKEN = frozenset({"last_token_logprobs"})
+
+
 def recipe(**changes):
   settings = {
     "model": CONFIG,
@@ -566,6 +569,11 @@ def truncating(**changes):
     ),
     ({"terms": ()}, "no terms: give `terms`"),
     ({"terms": (KL,)}, "need a reference model"),
+    # A pass with gradient that no transform asks for as a probe.
+    (
+      {"terms": (KL._replace(requires=frozenset(), passes=LAST_TOKEN),)},
+      "needs ProbeSettings.self_reward_id",
+    ),
     (
       {
         "chain": stateless(
