@@ -52,7 +52,10 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--vocabulary", type=int, default=32768, help="V")
   parser.add_argument("--width", type=int, default=256, help="D")
   parser.add_argument(
-    "--chunk", type=int, default=1 << 22, help="logits held at once, in numbers"
+    "--chunk",
+    type=int,
+    default=1 << 25,
+    help="logits held at once, in numbers; the step has 2**25",
   )
   parser.add_argument("--repeats", type=int, default=5)
   args = parser.parse_args(argv)

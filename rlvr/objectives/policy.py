@@ -53,6 +53,31 @@ def clipped_policy_loss(
   return -jnp.minimum(ratio * advantages, clipped * advantages)
 
 
+def check_clip(clip_low: float, clip_high: float, *, who: str) -> None:
+  """Raises ValueError unless 0 < clip_low <= 1 and clip_high > 0."""
+  if not 0 < clip_low <= 1 or not clip_high > 0:
+    raise ValueError(
+      f"{who}: clip_low={clip_low} must be in (0, 1] and clip_high={clip_high}"
+      " above 0"
+    )
+
+
+def clip_fraction(
+  ratio: Array, advantages: Array, clip_low: float, clip_high: float
+) -> Array:
+  """Returns float32 [B, T]: 1 where PPO's clip takes the gradient away.
+
+  Args:
+    ratio: float32, [B, T] or what broadcasts to it.
+    advantages: float32 [B, T].
+    clip_low: ε_low.
+    clip_high: ε_high.
+  """
+  high = (advantages > 0) & (ratio > 1 + clip_high)
+  low = (advantages < 0) & (ratio < 1 - clip_low)
+  return (high | low).astype(jnp.float32)
+
+
 def policy_gradient() -> Term:
   """Returns the term with the loss -Â log π."""
 
@@ -72,11 +97,7 @@ def clipped_policy_gradient(*, clip_low: float, clip_high: float) -> Term:
   Raises:
     ValueError: a bound that clips everything or nothing sensible.
   """
-  if not 0 < clip_low <= 1 or not clip_high > 0:
-    raise ValueError(
-      f"clipped_policy_gradient: clip_low={clip_low} must be in (0, 1] and"
-      f" clip_high={clip_high} above 0"
-    )
+  check_clip(clip_low, clip_high, who="clipped_policy_gradient")
 
   def loss(inputs: LossInputs):
     value = clipped_policy_loss(
@@ -87,9 +108,8 @@ def clipped_policy_gradient(*, clip_low: float, clip_high: float) -> Term:
       clip_high=clip_high,
     )
     ratio = jnp.exp(inputs.logprobs - inputs.old_logprobs)
-    up, down = inputs.advantages > 0, inputs.advantages < 0
-    cut = (up & (ratio > 1 + clip_high)) | (down & (ratio < 1 - clip_low))
-    return value, {"policy/clip_fraction": cut.astype(jnp.float32)}
+    cut = clip_fraction(ratio, inputs.advantages, clip_low, clip_high)
+    return value, {"policy/clip_fraction": cut}
 
   return Term(
     "policy",

@@ -11,8 +11,8 @@ that is the same on each token, the gradient is that of GRPO's loss.
 import jax
 import jax.numpy as jnp
 
+from rlvr.objectives.policy import check_clip, clip_fraction
 from rlvr.objectives.terms import LossInputs, Term
-from rlvr.objectives.trust import check_clip, clip_fraction
 from rlvr.rewards.algebra import check_positive
 from rlvr.segments import masked_mean
 from rlvr.types import Array

@@ -12,7 +12,11 @@ import math
 import jax
 import jax.numpy as jnp
 
-from rlvr.objectives.policy import clipped_policy_loss
+from rlvr.objectives.policy import (
+  check_clip,
+  clip_fraction,
+  clipped_policy_loss,
+)
 from rlvr.objectives.terms import LossInputs, Term
 from rlvr.rewards.algebra import check_positive
 from rlvr.types import Array
@@ -170,31 +174,6 @@ def preclipped_policy_loss(
     clip_low=clip_low,
     clip_high=clip_high,
   )
-
-
-def check_clip(clip_low: float, clip_high: float, *, who: str) -> None:
-  """Raises ValueError unless 0 < clip_low <= 1 and clip_high > 0."""
-  if not 0 < clip_low <= 1 or not clip_high > 0:
-    raise ValueError(
-      f"{who}: clip_low={clip_low} must be in (0, 1] and clip_high={clip_high}"
-      " above 0"
-    )
-
-
-def clip_fraction(
-  ratio: Array, advantages: Array, clip_low: float, clip_high: float
-) -> Array:
-  """Returns float32 [B, T]: 1 where PPO's clip takes the gradient away.
-
-  Args:
-    ratio: float32, [B, T] or what broadcasts to it.
-    advantages: float32 [B, T].
-    clip_low: ε_low.
-    clip_high: ε_high.
-  """
-  high = (advantages > 0) & (ratio > 1 + clip_high)
-  low = (advantages < 0) & (ratio < 1 - clip_low)
-  return (high | low).astype(jnp.float32)
 
 
 def _ratio(inputs: LossInputs) -> Array:

@@ -99,12 +99,13 @@ def host_signals(
   )
 
 
-def _check_lengths(
+def check_lengths(
   responses: Sequence[str],
   references: Sequence[str],
   metadata: Sequence[Mapping[str, Any]],
   finished: np.ndarray,
 ) -> None:
+  """Raises ValueError unless there is one of each per response."""
   lengths = [len(responses), len(references), len(metadata), len(finished)]
   if len(set(lengths)) > 1:
     raise ValueError(
@@ -190,7 +191,7 @@ class PoolVerifier:
 
   def start(self, responses, references, metadata, finished) -> Pending:
     """See `HostVerifier`."""
-    _check_lengths(responses, references, metadata, finished)
+    check_lengths(responses, references, metadata, finished)
     judged = [
       i
       for i in range(len(responses))
@@ -258,34 +259,73 @@ class _PendingOutcomes:
       self._signals = self._merge(outcomes)
     return self._signals
 
-  def _merge(self, outcomes: list[Outcome]) -> Signals:
-    verifier, parts = self._verifier, self._verifier.parts
-    count = len(self._responses)
-    verdicts, rewards = [Verdict.NO_ANSWER] * count, [0.0] * count
-    further: list[FurtherRewards | None] = [None] * count
-    for i in set(range(count)) - set(self._judged):
-      further[i] = verifier.without_answer(self._metadata[i])
-    problems = []
-    for i, outcome in zip(self._judged, outcomes, strict=True):
-      verdicts[i], rewards[i], why = read_outcome(outcome)
-      try:
-        further[i] = parts.read(outcome.value)
-      except ValueError as error:
-        verdicts[i], why = Verdict.VERIFIER_FAILED, str(error)
-      if verdicts[i] in (Verdict.VERIFIER_FAILED, Verdict.TIMED_OUT):
-        problems.append((self._responses[i], why))
-    if problems:
-      verifier.problems.extend(problems)
-      _log.warning(
-        "verifier of %r: %d of %d responses could not be judged; the first: %s",
-        *(verifier.name, len(problems), len(verdicts), problems[0][1]),
-      )
-    signals = host_signals(verifier.name, verdicts, rewards)
-    return dataclasses.replace(
-      signals,
-      outcome={**signals.outcome, **parts.outcome_arrays(further)},
-      step=parts.step_arrays(further),
+  def _merge(self, judged: list[Outcome]) -> Signals:
+    outcomes: list[Outcome | None] = [None] * len(self._responses)
+    for i, outcome in zip(self._judged, judged, strict=True):
+      outcomes[i] = outcome
+    return merged_signals(
+      self._verifier,
+      self._responses,
+      outcomes,
+      lambda i: self._verifier.without_answer(self._metadata[i]),
     )
+
+
+class _Judging(Protocol):
+  """What `merged_signals` needs of a verifier."""
+
+  name: str
+  parts: Parts
+  problems: collections.deque[tuple[str, str]]
+
+
+def merged_signals(
+  verifier: _Judging,
+  responses: Sequence[str],
+  outcomes: Sequence[Outcome | None],
+  without_answer: Callable[[int], FurtherRewards],
+) -> Signals:
+  """Returns the signals of a batch, and notes what could not be judged.
+
+  Args:
+    verifier: whose name, further rewards and problems they are.
+    responses: length B.
+    outcomes: of each response; None for one that was not verified, which has no
+      answer.
+    without_answer: index of such a response -> its further rewards.
+  """
+  verdicts: list[Verdict] = []
+  rewards: list[float] = []
+  further: list[FurtherRewards | None] = []
+  problems: list[tuple[str, str]] = []
+  for i, outcome in enumerate(outcomes):
+    verdict, reward, why = Verdict.NO_ANSWER, 0.0, ""
+    found: FurtherRewards | None = None
+    if outcome is None:
+      found = without_answer(i)
+    else:
+      verdict, reward, why = read_outcome(outcome)
+      try:
+        found = verifier.parts.read(outcome.value)
+      except ValueError as error:
+        verdict, why = Verdict.VERIFIER_FAILED, str(error)
+    if verdict in (Verdict.VERIFIER_FAILED, Verdict.TIMED_OUT):
+      problems.append((responses[i], why))
+    verdicts.append(verdict)
+    rewards.append(reward)
+    further.append(found)
+  if problems:
+    verifier.problems.extend(problems)
+    _log.warning(
+      "verifier of %r: %d of %d responses could not be judged; the first: %s",
+      *(verifier.name, len(problems), len(verdicts), problems[0][1]),
+    )
+  signals = host_signals(verifier.name, verdicts, rewards)
+  return dataclasses.replace(
+    signals,
+    outcome={**signals.outcome, **verifier.parts.outcome_arrays(further)},
+    step=verifier.parts.step_arrays(further),
+  )
 
 
 def read_outcome(outcome: Outcome) -> tuple[Verdict, float, str]:
@@ -403,7 +443,7 @@ class ExactTextVerifier:
 
   def verify(self, responses, references, metadata, finished) -> Signals:
     """See `HostVerifier`."""
-    _check_lengths(responses, references, metadata, finished)
+    check_lengths(responses, references, metadata, finished)
     return host_signals(
       self.name,
       [

@@ -272,14 +272,14 @@ def instruction_verifier(
   """
   from rlvr.verifiers.host import PoolVerifier
 
-  kwargs = {
+  kwargs: dict[str, Any] = {
     "detection": detection,
     "delimiter": delimiter,
     "end_delimiter": end_delimiter,
     "per_instruction": max_instructions > 0,
     "max_response_chars": max_response_chars,
   }
-  make_instruction_checker(**kwargs)  # type: ignore[arg-type]  # raises here
+  make_instruction_checker(**kwargs)  # raises here
 
   def unanswered(metadata: Mapping[str, Any]) -> dict[str, Any]:
     given = metadata.get("instruction_id_list") or []

@@ -322,8 +322,12 @@ def overlap_verifier(
   """
   from rlvr.verifiers.host import PoolVerifier
 
-  kwargs = {"measure": measure, "delimiter": delimiter, "max_chars": max_chars}
-  make_overlap_scorer(**kwargs)  # type: ignore[arg-type]  # raises here
+  kwargs: dict[str, Any] = {
+    "measure": measure,
+    "delimiter": delimiter,
+    "max_chars": max_chars,
+  }
+  make_overlap_scorer(**kwargs)  # raises here
   return PoolVerifier(
     "rlvr.verifiers.overlap:make_overlap_scorer",
     kwargs,

@@ -236,7 +236,7 @@ def reasoning_instruction_verifier(
   """
   from rlvr.verifiers.host import PoolVerifier
 
-  kwargs = {
+  kwargs: dict[str, Any] = {
     "detection": detection,
     "start_tag": start_tag,
     "end_tag": end_tag,
@@ -244,7 +244,7 @@ def reasoning_instruction_verifier(
     "min_words": min_words,
     "max_response_chars": max_response_chars,
   }
-  make_reasoning_checker(**kwargs)  # type: ignore[arg-type]  # raises here
+  make_reasoning_checker(**kwargs)  # raises here
   return PoolVerifier(
     "rlvr.verifiers.reasoning_instructions:make_reasoning_checker",
     kwargs,

@@ -190,7 +190,7 @@ class RubricVerifier(JudgedVerifier):
     self.scale, self.template = scale, template
     self.max_criteria, self.threshold = max_criteria, threshold
     self.detection = detection
-    self._shaping = {
+    self._shaping: dict[str, Any] = {
       "slope": slope,
       "sharpness": sharpness,
       "skip_missing": skip_missing,
@@ -214,7 +214,7 @@ class RubricVerifier(JudgedVerifier):
       rubric_scores(
         jnp.asarray(scores),
         **rubric_arrays(rubrics, self.max_criteria),
-        **self._shaping,  # type: ignore[arg-type]
+        **self._shaping,
       )
     )
     known = [v is None for v in verdicts]

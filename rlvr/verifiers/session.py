@@ -104,10 +104,12 @@ class Session:
     )
     self.pid = self._process.pid
     pipes = (self._process.stdin, self._process.stdout, self._process.stderr)
-    for pipe in pipes:
-      assert pipe is not None
+    self._pipes = [pipe for pipe in pipes if pipe is not None]  # all three
+    for pipe in self._pipes:
       os.set_blocking(pipe.fileno(), False)
-    self._input, self._output, self._errors = (p.fileno() for p in pipes)  # type: ignore[union-attr]
+    self._input, self._output, self._errors = (
+      pipe.fileno() for pipe in self._pipes
+    )
     self._unread, self._unsent = bytearray(), memoryview(b"")
     self.ended: Ended | None = None
 
@@ -190,10 +192,9 @@ class Session:
       self.ended = Ended("lost", "it was closed")
     self._kill()
     self._process.wait()
-    pipes = (self._process.stdin, self._process.stdout, self._process.stderr)
-    for pipe in pipes:
+    for pipe in self._pipes:
       with contextlib.suppress(OSError):
-        pipe.close()  # type: ignore[union-attr]
+        pipe.close()
     if self._folder is not None:
       shutil.rmtree(self._folder, ignore_errors=True)
 

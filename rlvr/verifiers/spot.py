@@ -7,21 +7,21 @@ contract for item functions this is.
 
 import collections
 import concurrent.futures
-import dataclasses
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rlvr.types import Signals, Verdict
-from rlvr.verifiers.host import Pending, Truncated, host_signals, read_outcome
+from rlvr.types import Signals
+from rlvr.verifiers.host import (
+  Pending,
+  Truncated,
+  check_lengths,
+  merged_signals,
+)
 from rlvr.verifiers.parts import FurtherRewards, Parts
 from rlvr.verifiers.pool import Outcome
 from rlvr.verifiers.worker import describe_error
 
 ItemFunction = Callable[[Mapping[str, Any]], dict[str, Any]]
-
-_NO_ANSWER = Outcome({"verdict": "NO_ANSWER"}, "ok", "", 0.0)
-_log = logging.getLogger(__name__)
 
 
 class SpotVerifier:
@@ -69,52 +69,23 @@ class SpotVerifier:
 
   def verify(self, responses, references, metadata, finished) -> Signals:
     """See `HostVerifier`."""
-    lengths = [len(responses), len(references), len(metadata), len(finished)]
-    if len(set(lengths)) > 1:
-      raise ValueError(
-        "responses, references, metadata, finished have lengths"
-        f" {lengths}: give one of each per response"
+    check_lengths(responses, references, metadata, finished)
+    outcomes = [
+      self._outcome(
+        {"response": response, "reference": reference, "metadata": dict(more)}
       )
-    verdicts, rewards, further, problems = [], [], [], []
-    for response, reference, more, ended in zip(
-      responses, references, metadata, finished, strict=True
-    ):
-      outcome, found = _NO_ANSWER, self._nothing()
-      if ended or self.truncated == "verify":
-        outcome = self._outcome(
-          {
-            "response": response,
-            "reference": reference,
-            "metadata": dict(more),
-          }
-        )
-      verdict, reward, why = read_outcome(outcome)
-      try:
-        if outcome is not _NO_ANSWER:
-          found = self.parts.read(outcome.value)
-      except ValueError as error:
-        verdict, why, found = Verdict.VERIFIER_FAILED, str(error), None
-      if verdict in (Verdict.VERIFIER_FAILED, Verdict.TIMED_OUT):
-        problems.append((response, why))
-      verdicts.append(verdict)
-      rewards.append(reward)
-      further.append(found)
-    if problems:
-      self.problems.extend(problems)
-      _log.warning(
-        "verifier of %r: %d of %d responses could not be judged; the first: %s",
-        *(self.name, len(problems), len(verdicts), problems[0][1]),
+      if ended or self.truncated == "verify"
+      else None
+      for response, reference, more, ended in zip(
+        responses, references, metadata, finished, strict=True
       )
-    signals = host_signals(self.name, verdicts, rewards)
-    return dataclasses.replace(
-      signals,
-      outcome={**signals.outcome, **self.parts.outcome_arrays(further)},
-    )
+    ]
+    return merged_signals(self, responses, outcomes, lambda _: self._nothing())
 
   def close(self) -> None:
     """Does nothing: there is nothing to end."""
 
-  def _nothing(self) -> FurtherRewards | None:
+  def _nothing(self) -> FurtherRewards:
     return FurtherRewards(dict.fromkeys(self.parts.rewards, 0.0), {})
 
   def _outcome(self, item: Mapping[str, Any]) -> Outcome:

@@ -225,7 +225,7 @@ def sql_verifier(
       f"sql_verifier.databases={databases!r} is no folder: build Spider's with"
       " `python -m rlvr.data.sql_tasks`, or give those that were published"
     )
-  kwargs = {
+  kwargs: dict[str, Any] = {
     "databases": str(pathlib.Path(databases).resolve()),
     "tags": list(tags),
     "rows": rows,
@@ -234,7 +234,7 @@ def sql_verifier(
     "max_query_chars": max_query_chars,
     "max_chars": max_chars,
   }
-  make_sql_checker(**kwargs)  # type: ignore[arg-type]  # raises here
+  make_sql_checker(**kwargs)  # raises here
   return PoolVerifier(
     "rlvr.verifiers.sql:make_sql_checker",
     kwargs,
