@@ -1,0 +1,164 @@
+"""Where each array of a run lies: parameters, state and batches on a mesh.
+
+The mesh and the rules are `rlvr.meshes`; here they meet the model and the
+optimizer.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rlvr import models
+from rlvr.meshes import (
+  AXES,
+  RULES,
+  MeshShape,
+  Rules,
+  ambient_mesh,
+  constrain,
+  make_mesh,
+  partition,
+  use,
+)
+from rlvr.types import TrainState
+
+__all__ = [
+  "AXES",
+  "RULES",
+  "MeshShape",
+  "Rules",
+  "ambient_mesh",
+  "batch_sharding",
+  "check_rows",
+  "constrain",
+  "make_mesh",
+  "param_shardings",
+  "partition",
+  "put_batch",
+  "replicated",
+  "state_shardings",
+  "use",
+]
+
+
+class Logical(NamedTuple):
+  """A parameter's shape and logical axes."""
+
+  shape: tuple[int, ...]
+  names: tuple[str, ...]
+
+
+def logical(config: models.ModelConfig) -> Any:
+  """Returns the model's parameters as a pytree of `Logical`."""
+  return jax.tree.map(
+    lambda x, names: Logical(x.shape, names),
+    models.abstract_params(config),
+    models.logical_axes(config),
+  )
+
+
+def param_shardings(
+  config_or_axes: Any, mesh: Mesh, rules: Rules = RULES
+) -> Any:
+  """Returns the parameters' NamedShardings.
+
+  Args:
+    config_or_axes: a ModelConfig, or a pytree of `Logical`.
+    mesh: from `make_mesh`.
+    rules: the table.
+  """
+  tree = config_or_axes
+  if isinstance(tree, models.ModelConfig):
+    tree = logical(tree)
+  return jax.tree.map(
+    lambda p: NamedSharding(mesh, partition(p.shape, p.names, mesh, rules)),
+    tree,
+    is_leaf=lambda x: isinstance(x, Logical),
+  )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of what every device holds whole."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, rules: Rules = RULES) -> NamedSharding:
+  """Returns the sharding of arrays whose first axis is prompts or responses."""
+  return NamedSharding(mesh, PartitionSpec(rules.axes("batch")))
+
+
+def state_shardings(
+  state: TrainState,
+  config: models.ModelConfig,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+  rules: Rules = RULES,
+) -> TrainState:
+  """Returns the state's NamedShardings, in its structure.
+
+  Optimizer state that mirrors a parameter is cut like it; everything else
+  (counts, factored moments, the chain's state, keys) is replicated.
+
+  Args:
+    state: the run's state or its abstract form.
+    config: the model's shape.
+    optimizer: whose state it is.
+    mesh: from `make_mesh`.
+    rules: the table.
+  """
+  whole = replicated(mesh)
+  params = param_shardings(config, mesh, rules)
+
+  def mirrored(leaf, param, sharding):
+    return sharding if leaf.shape == param.shape else whole
+
+  placed: dict[str, Any] = {"step": whole, "key": whole}
+  return TrainState(
+    params=params,
+    opt_state=optax.tree_utils.tree_map_params(
+      optimizer,
+      mirrored,
+      state.opt_state,
+      state.params,
+      params,
+      transform_non_params=lambda _: whole,
+    ),
+    chain_state=jax.tree.map(lambda _: whole, state.chain_state),
+    **placed,
+  )
+
+
+def put_batch(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
+  """Returns the arrays on the mesh, their first axis cut as a batch.
+
+  Args:
+    tree: pytree of arrays on the host or on devices; None stays.
+    mesh: from `make_mesh`.
+    rules: the table.
+  """
+  return jax.device_put(tree, batch_sharding(mesh, rules))
+
+
+def check_rows(rows: int, name: str, mesh: Mesh, rules: Rules = RULES) -> None:
+  """Checks that a batch divides over the mesh.
+
+  Args:
+    rows: prompts of the batch.
+    name: what a person changes.
+    mesh: from `make_mesh`.
+    rules: the table.
+
+  Raises:
+    ValueError: they don't divide.
+  """
+  axes = rules.axes("batch")
+  ways = math.prod(mesh.shape[axis] for axis in axes)
+  if rows % ways:
+    sizes = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
+    raise ValueError(
+      f"{name}={rows} prompts don't divide over {ways} devices ({sizes}): make"
+      f" {name} a multiple of {ways}, or give TENSOR more of the devices"
+    )
