@@ -42,6 +42,22 @@ def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   parser.add_argument(
     "--dry_run", action="store_true", help="print the plan and stop"
   )
+  rest, bindings = split_bindings(argv, parser)
+  return parser.parse_args(rest), bindings
+
+
+def split_bindings(
+  argv: Sequence[str], parser: argparse.ArgumentParser
+) -> tuple[list[str], list[str]]:
+  """Returns a command line without its --gin.NAME=VALUE, and those bindings.
+
+  Args:
+    argv: the command line.
+    parser: which says what is wrong.
+
+  Raises:
+    SystemExit: one has no value.
+  """
   bindings, rest = [], []
   for arg in argv:
     if arg.startswith("--gin."):
@@ -51,7 +67,7 @@ def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
       bindings.append(f"{name} = {value}")
     else:
       rest.append(arg)
-  return parser.parse_args(rest), bindings
+  return rest, bindings
 
 
 def load_config(files: Sequence[str], bindings: Sequence[str]) -> None:

@@ -1,0 +1,321 @@
+"""The step's programs compiled for a topology, and what each of them takes."""
+
+import dataclasses
+import functools
+import math
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from rlvr import meshes, sharding, step
+from rlvr.infra import abstract
+from rlvr.infra.abstract import Job
+from rlvr.infra.chips import Chip
+from rlvr.infra.hlo import Work, read_work
+from rlvr.infra.model_flops import step_flops
+
+PROGRAMS = ("sample", "score", "update", "fused")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory:
+  """Bytes on one device while a program runs, by class.
+
+  arguments: what the program takes.
+  output: what it gives, in memory of its own.
+  aliased: of the output, in the place of donated arguments.
+  temporaries: activations, caches, gathered and cast parameters.
+  code: the program.
+  resident: the run's arrays that this program doesn't take, and which stay.
+  """
+
+  arguments: int
+  output: int
+  aliased: int
+  temporaries: int
+  code: int
+  resident: int
+
+  @property
+  def total(self) -> int:
+    """Bytes in use at the most."""
+    return (
+      self.arguments
+      + self.output
+      - self.aliased
+      + self.temporaries
+      + self.code
+      + self.resident
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+  """What one program takes on one device of a topology.
+
+  name: of the program.
+  fits: whether it runs in the chip's memory beside the run's other arrays.
+  problem: why it doesn't, "" if it does.
+  memory: None where the compiler gave up.
+  work: None where the compiler gave up.
+  model_flops: by formula, a device's share.
+  listed_flops: the compiler's count, in which a loop's body counts once.
+  listed_bytes: moved between memory and core, by the compiler, likewise.
+  compile_seconds: how long it took.
+  """
+
+  name: str
+  fits: bool
+  problem: str
+  memory: Memory | None
+  work: Work | None
+  model_flops: float
+  listed_flops: float
+  listed_bytes: float
+  compile_seconds: float
+
+  def compute_seconds(self, chip: Chip) -> float | None:
+    """Returns the compiler's estimate without collectives, None without one."""
+    if self.work is None or not self.work.cycles:
+      return None
+    return self.work.cycles / chip.clock_hz
+
+  def collective_seconds(self, chip: Chip) -> float | None:
+    """Returns the least time of the collectives, over all of a chip's links."""
+    if self.work is None:
+      return None
+    sent = sum(c.sent_bytes for c in self.work.collectives.values())
+    return sent / chip.link_bandwidth
+
+  def model_flops_share(self, chip: Chip) -> tuple[float, float] | None:
+    """Returns the share of the peak that the model's own FLOPs come to.
+
+    First with no collective behind computation, then with all of them.
+    """
+    compute = self.compute_seconds(chip)
+    links = self.collective_seconds(chip)
+    if compute is None or links is None:
+      return None
+    ideal = self.model_flops / chip.peak_flops
+    return ideal / (compute + links), ideal / max(compute, links)
+
+
+def bytes_per_device(tree: Any) -> int:
+  """Returns the bytes that one device holds of arrays with shardings."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * _itemsize(x.dtype)
+    for x in jax.tree.leaves(tree)
+  )
+
+
+def _itemsize(dtype: Any) -> int:
+  if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+    return 8
+  return jnp.dtype(dtype).itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class _Program:
+  function: Callable[..., Any]
+  arguments: tuple[Any, ...]
+  resident: Any  # the run's arrays that aren't among the arguments
+  donated: tuple[int, ...] = ()
+
+
+def _programs(job: Job, mesh: Mesh) -> dict[str, Callable[[], _Program]]:
+  recipe = job.recipe
+  state = abstract.abstract_state(job, mesh)
+  reference = abstract.abstract_reference(job, mesh)
+  prompts = abstract.abstract_prompts(job, mesh)
+  group = None
+  rollout = abstract.abstract_rollout(job, prompts, mesh)
+  if not recipe.even_groups:
+    group = rollout.group
+
+  def signals():
+    return abstract.abstract_signals(job, rollout, mesh)
+
+  def sample(params, prompts, key, step_, group, first_id):
+    drawn = step.sample_batch(
+      recipe, params, prompts, key, step_, group=group, first_id=first_id
+    )
+    greedy = None
+    if recipe.greedy_baseline:
+      greedy = step.sample_greedy(recipe, params, prompts, key)
+    return drawn, greedy
+
+  def fused() -> _Program:
+    if job.verifier is None:
+      raise ValueError(
+        "the verifier runs on the host, so that there is no fused step: take"
+        " `fused` out of --programs"
+      )
+    return _Program(
+      functools.partial(step.fused_step, recipe, job.verifier),
+      (state, reference, prompts, group),
+      None,
+      donated=(0,),
+    )
+
+  return {
+    "sample": lambda: _Program(
+      sample,
+      (state.params, prompts, state.key, state.step, group, state.step),
+      (state.opt_state, state.chain_state, reference),
+    ),
+    "score": lambda: _Program(
+      functools.partial(step.score_batch, recipe),
+      (state, reference, rollout, signals()),
+      None,
+    ),
+    "update": lambda: _Program(
+      functools.partial(step.score_and_update, recipe),
+      (state, reference, rollout, signals()),
+      None,
+      donated=(0,),
+    ),
+    "fused": fused,
+  }
+
+
+def _out_of_memory(error: Exception) -> str | None:
+  """Returns the compiler's sentence about memory, None for other errors."""
+  text = str(error)
+  if "RESOURCE_EXHAUSTED" not in text:
+    return None
+  found = re.search(r"Ran out of memory.*?(?:\.\s|$)", text, re.DOTALL)
+  return " ".join((found.group() if found else text[:300]).split())
+
+
+def compile_program(
+  job: Job, mesh: Mesh, chip: Chip, name: str, *, rules: meshes.Rules
+) -> Report:
+  """Returns what one program takes, by compiling it.
+
+  Args:
+    job: from `job_from_gin`.
+    mesh: of the topology's devices.
+    chip: of the topology.
+    name: one of PROGRAMS.
+    rules: which logical axis is cut on which axis of the mesh.
+
+  Raises:
+    ValueError: no such program, or a batch that doesn't divide over the mesh.
+    jax.errors.JaxRuntimeError: the compiler failed for another reason than
+      memory.
+  """
+  if name not in PROGRAMS:
+    raise ValueError(
+      f"--programs: {name!r} is none of {', '.join(PROGRAMS)}"
+    )
+  num_devices = mesh.devices.size
+  model_flops = step_flops(job.recipe, prompt_length=job.prompt_length)[name]
+  begin = time.perf_counter()
+  with meshes.use(mesh, rules):
+    program = _programs(job, mesh)[name]()
+    resident = bytes_per_device(program.resident)
+    lowered = (
+      jax.jit(
+        program.function,
+        donate_argnums=program.donated,
+        out_shardings=_out_shardings(program, mesh),
+      )
+      .trace(*program.arguments)
+      .lower(lowering_platforms=("tpu",))
+    )
+  memory = work = None
+  flops = moved = float("nan")
+  problem = ""
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    found = _out_of_memory(error)
+    if found is None:
+      raise
+    arguments = bytes_per_device(program.arguments)
+    problem = (
+      f"{found} The arguments take {gib(arguments)} of it, the run's other"
+      f" arrays {gib(resident)} besides"
+    )
+  else:
+    memory = _memory(compiled, resident)
+    work = read_work(compiled.as_text(), num_devices=num_devices)
+    costs = compiled.cost_analysis() or {}
+    flops = costs.get("flops", flops)
+    moved = costs.get("bytes accessed", moved)
+    if memory.total > chip.usable_bytes:
+      problem = (
+        f"{gib(memory.total)} in use where {gib(chip.usable_bytes)} of"
+        f" {chip.name}'s {gib(chip.hbm_bytes)} can be used"
+      )
+  return Report(
+    name=name,
+    fits=not problem,
+    problem=problem,
+    memory=memory,
+    work=work,
+    model_flops=model_flops / num_devices,
+    listed_flops=flops,
+    listed_bytes=moved,
+    compile_seconds=time.perf_counter() - begin,
+  )
+
+
+def _out_shardings(program: _Program, mesh: Mesh) -> Any:
+  """Returns None, or the state's own shardings first where it is donated."""
+  if not program.donated:
+    return None
+  state = jax.tree.map(lambda x: x.sharding, program.arguments[0])
+  results = jax.eval_shape(program.function, *program.arguments)
+  del mesh
+  return (state, *(None for _ in results[1:]))
+
+
+def _memory(compiled: Any, resident: int) -> Memory:
+  found = compiled.memory_analysis()
+  return Memory(
+    arguments=found.argument_size_in_bytes,
+    output=found.output_size_in_bytes,
+    aliased=found.alias_size_in_bytes,
+    temporaries=found.temp_size_in_bytes,
+    code=found.generated_code_size_in_bytes,
+    resident=resident,
+  )
+
+
+def compile_programs(
+  job: Job,
+  devices: Sequence[Any],
+  chip: Chip,
+  mesh_shape: meshes.MeshShape,
+  names: Sequence[str],
+  *,
+  rules: meshes.Rules = meshes.RULES,
+) -> list[Report]:
+  """Returns what each program takes, in the order of their names.
+
+  Args:
+    job: from `job_from_gin`.
+    devices: of the topology.
+    chip: theirs.
+    mesh_shape: how they are laid out.
+    names: of PROGRAMS.
+    rules: which logical axis is cut on which axis of the mesh.
+
+  Raises:
+    ValueError: as `compile_program`, or a mesh that doesn't cover the devices.
+  """
+  mesh = sharding.make_mesh(mesh_shape, devices)
+  return [
+    compile_program(job, mesh, chip, name, rules=rules) for name in names
+  ]
+
+
+def gib(count: float) -> str:
+  """Returns bytes as text, in GiB."""
+  return f"{count / 2**30:.2f} GiB"
