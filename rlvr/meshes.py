@@ -12,8 +12,9 @@ notebook needs no mesh.
 
 import contextlib
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -211,6 +212,28 @@ def use_rules(rules: Rules | None) -> Iterator[None]:
     return
   with use(found.mesh, rules):
     yield
+
+
+def on_mesh(
+  function: Callable[..., Any], mesh: Mesh, rules: Rules = RULES
+) -> Callable[..., Any]:
+  """Returns the function with this mesh and these rules around it.
+
+  For `jax.jit`: they are entered while it is traced, so that whoever calls it
+  needs no mesh.
+
+  Args:
+    function: takes positional arguments.
+    mesh: from `make_mesh`.
+    rules: the table.
+  """
+
+  @functools.wraps(function)
+  def traced(*args):
+    with use(mesh, rules):
+      return function(*args)
+
+  return traced
 
 
 def ambient_mesh() -> Mesh | None:
