@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from rlvr.data.sources import Batch, PromptSource
 from rlvr.evaluation.metrics import pass_at_k, wilson_interval
-from rlvr.meshes import RULES, MeshShape, Rules, make_mesh, on_mesh
+from rlvr.meshes import ONE_DEVICE, RULES, Rules, make_mesh, on_mesh
 from rlvr.models import ModelConfig
 from rlvr.sampling import Sampling, sample
 from rlvr.sharding import (
@@ -102,7 +102,7 @@ class Evaluator:
     rules: Rules = RULES,
   ):
     """Args as in `train`; `sampling` gives the limits, not the temperature."""
-    mesh = make_mesh(MeshShape()) if mesh is None else mesh
+    mesh = make_mesh(ONE_DEVICE) if mesh is None else mesh
     check_rows(evaluation.num_prompts, "Evaluation.num_prompts", mesh, rules)
     rows, whole = batch_sharding(mesh, rules), replicated(mesh)
     params = param_shardings(model, mesh, rules)

@@ -72,6 +72,9 @@ class MeshShape:
     return data, fsdp, tensor
 
 
+ONE_DEVICE = MeshShape()
+
+
 def make_mesh(
   shape: MeshShape, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
@@ -85,7 +88,7 @@ def make_mesh(
     ValueError: the sizes don't multiply to the number of devices.
   """
   found = list(jax.devices() if devices is None else devices)
-  if dataclasses.astuple(shape) == (1, 1, 1) and jax.process_count() == 1:
+  if shape == ONE_DEVICE and jax.process_count() == 1:
     found = found[:1]
   sizes = shape.over(len(found))
   return jax.make_mesh(

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rlvr import models
 from rlvr.meshes import (
   AXES,
+  ONE_DEVICE,
   RULES,
   MeshShape,
   Rules,
@@ -185,7 +186,7 @@ def placement(
     mesh: from `make_mesh`; None is one device.
     rules: the table.
   """
-  mesh = make_mesh(MeshShape()) if mesh is None else mesh
+  mesh = make_mesh(ONE_DEVICE) if mesh is None else mesh
   shardings = state_shardings(state, config, optimizer, mesh, rules)
   return Placement(mesh, rules, shardings)
 

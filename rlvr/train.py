@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -20,7 +21,7 @@ from rlvr.infra.progress import Progress
 from rlvr.infra.report import write_report
 from rlvr.infra.run_folder import RunFolder, open_run_folder
 from rlvr.loops import Reinforcement, Setup, Supervised
-from rlvr.meshes import RULES, MeshShape, Rules, make_mesh
+from rlvr.meshes import ONE_DEVICE, RULES, MeshShape, Rules, make_mesh
 from rlvr.sampling import Sampling
 from rlvr.step import abstract_state, init_state
 from rlvr.types import Params, TrainState
@@ -55,7 +56,7 @@ def train(
   top_k: int = 0,
   top_p: float = 1.0,
   min_p: float = 0.0,
-  mesh: MeshShape = MeshShape(),
+  mesh: MeshShape = ONE_DEVICE,
   rules: Rules = RULES,
   sampling_rules: Rules | None = None,
   initial_params: str | None = None,
@@ -181,8 +182,11 @@ def train(
     like = sharding.abstract(models.abstract_params(model), place.params)
     return restore_params(initial_params, like)
 
+  # Before anything is written; a run that goes on has no use for them but as
+  # its reference.
+  params = first_params() if loop.use_reference or not resume else None
   if loop.use_reference:
-    setup = setup._replace(reference=first_params())
+    setup = setup._replace(reference=params)
 
   folder = open_run_folder(run_dir, resume=resume)
   checkpoints = Checkpoints(
@@ -198,13 +202,17 @@ def train(
   sample_log = SampleLog(folder.samples)
   start, restored = 0, {}
   if checkpoints.latest_step() is None:
-    # Donated: the parameters become the state's, without a second copy.
+    if params is None:
+      params = first_params()
+    elif loop.use_reference:
+      params = jax.tree.map(jnp.copy, params)
+    # Donated: the parameters become the state's.
     begin = place.jit(
       lambda params, key: init_state(recipe, key, params),
       donate_argnums=0,
       out_shardings=place.state,
     )
-    state = begin(first_params(), run_key)
+    state = begin(params, run_key)
   else:
     like = sharding.abstract(abstract_state(recipe), place.state)
     state, host = checkpoints.restore(like)
@@ -325,8 +333,9 @@ def _try_report(folder: RunFolder, progress: Progress) -> None:
     progress.message(f"no report: {error}")
 
 
-def _devices(mesh: Mesh) -> str:
+def _devices(mesh: Mesh | None) -> str:
   """Returns how many devices of which kind, and how the mesh has them."""
+  mesh = make_mesh(ONE_DEVICE) if mesh is None else mesh
   kind = mesh.devices.flat[0].device_kind
   if mesh.size == 1:
     return f"1 x {kind}"
