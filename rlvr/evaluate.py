@@ -6,11 +6,19 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from rlvr.data.sources import Batch, PromptSource
 from rlvr.evaluation.metrics import pass_at_k, wilson_interval
+from rlvr.meshes import ONE_DEVICE, RULES, Rules, make_mesh, on_mesh
 from rlvr.models import ModelConfig
 from rlvr.sampling import Sampling, sample
+from rlvr.sharding import (
+  batch_sharding,
+  check_rows,
+  param_shardings,
+  replicated,
+)
 from rlvr.types import Array, Params, Rollout, Signals, Verdict
 
 
@@ -90,8 +98,14 @@ class Evaluator:
     vocabulary: Any,
     verifier: Any,
     on_device: bool,
+    mesh: Mesh | None = None,
+    rules: Rules = RULES,
   ):
     """Args as in `train`; `sampling` gives the limits, not the temperature."""
+    mesh = make_mesh(ONE_DEVICE) if mesh is None else mesh
+    check_rows(evaluation.num_prompts, "Evaluation.num_prompts", mesh, rules)
+    rows, whole = batch_sharding(mesh, rules), replicated(mesh)
+    params = param_shardings(model, mesh, rules)
     self._evaluation = evaluation
     self._source = source
     self._vocabulary = vocabulary
@@ -113,7 +127,11 @@ class Evaluator:
         )
         return rollout, verifier(rollout, key) if on_device else None
 
-      return jax.jit(one)
+      return jax.jit(
+        on_mesh(one, mesh, rules),
+        in_shardings=(params, rows, whole),
+        out_shardings=rows,
+      )
 
     self._run = [run(form) for form in self._forms]
 

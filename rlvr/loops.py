@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import optax
+from jax.sharding import Mesh
 
 from rlvr.data.sources import PromptSource
+from rlvr.meshes import RULES, Rules
 from rlvr.models import ModelConfig
 from rlvr.objectives.policy import likelihood
 from rlvr.objectives.reductions import token_mean
@@ -36,6 +38,8 @@ class Setup(NamedTuple):
   total_steps: int
   answer_delimiter: str
   reference: Params | None
+  mesh: Mesh | None = None  # None is one device
+  rules: Rules = RULES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

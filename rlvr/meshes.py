@@ -12,8 +12,9 @@ notebook needs no mesh.
 
 import contextlib
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -71,6 +72,9 @@ class MeshShape:
     return data, fsdp, tensor
 
 
+ONE_DEVICE = MeshShape()
+
+
 def make_mesh(
   shape: MeshShape, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
@@ -84,7 +88,7 @@ def make_mesh(
     ValueError: the sizes don't multiply to the number of devices.
   """
   found = list(jax.devices() if devices is None else devices)
-  if dataclasses.astuple(shape) == (1, 1, 1) and jax.process_count() == 1:
+  if shape == ONE_DEVICE and jax.process_count() == 1:
     found = found[:1]
   sizes = shape.over(len(found))
   return jax.make_mesh(
@@ -211,6 +215,28 @@ def use_rules(rules: Rules | None) -> Iterator[None]:
     return
   with use(found.mesh, rules):
     yield
+
+
+def on_mesh(
+  function: Callable[..., Any], mesh: Mesh, rules: Rules = RULES
+) -> Callable[..., Any]:
+  """Returns the function with this mesh and these rules around it.
+
+  For `jax.jit`: they are entered while it is traced, so that whoever calls it
+  needs no mesh.
+
+  Args:
+    function: takes positional arguments.
+    mesh: from `make_mesh`.
+    rules: the table.
+  """
+
+  @functools.wraps(function)
+  def traced(*args):
+    with use(mesh, rules):
+      return function(*args)
+
+  return traced
 
 
 def ambient_mesh() -> Mesh | None:

@@ -17,11 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlvr import sharding
 from rlvr import step as step_lib
 from rlvr.data.sources import Batch
 from rlvr.evaluate import response_rows, verify_text
 from rlvr.evaluation.credit_plot import plot_credit, trace_chain
-from rlvr.recipe import Noise, batch_key
+from rlvr.recipe import Noise, Recipe, batch_key
 from rlvr.selection import Chooser, Rounds
 from rlvr.types import (
   Array,
@@ -81,12 +82,20 @@ class ReinforcementLoop:
     self._ahead: _Launched | None = None
     verifier = self._verifier
     self._fused = None
+    self._place = place = _placement(recipe, setup)
+    state, params, rows, whole = (
+      *(place.state, place.params, place.batch, place.whole),
+    )
+    reference = None if setup.reference is None else params
+    group = None if recipe.even_groups else rows
     if self._on_device and settings.dynamic_sampling is None:
-      self._fused = jax.jit(
+      self._fused = place.jit(
         lambda state, reference, prompts, group: step_lib.fused_step(
           recipe, verifier, state, reference, prompts, group
         ),
         donate_argnums=0,
+        in_shardings=(state, reference, rows, group),
+        out_shardings=(state, whole, rows, rows, None),
       )
       return
 
@@ -99,16 +108,26 @@ class ReinforcementLoop:
         greedy = step_lib.sample_greedy(recipe, params, prompts, key)
       return rollout, greedy
 
-    self._sample = jax.jit(sample)
-    self._judge = jax.jit(lambda rollout, key: verifier(rollout, key))
-    self._join = jax.jit(step_lib.with_greedy_signals)
-    self._update = jax.jit(
+    self._sample = place.jit(
+      sample,
+      in_shardings=(params, rows, whole, whole, group, whole),
+      out_shardings=rows,
+    )
+    self._judge = place.jit(
+      lambda rollout, key: verifier(rollout, key),
+      in_shardings=(rows, whole),
+      out_shardings=rows,
+    )
+    self._join = place.jit(step_lib.with_greedy_signals, out_shardings=rows)
+    self._update = place.jit(
       lambda state, reference, rollout, signals, weights: (
         step_lib.score_and_update(
           recipe, state, reference, rollout, signals, weights
         )
       ),
       donate_argnums=0,
+      in_shardings=(state, reference, rows, rows, rows),
+      out_shardings=(state, whole, None),
     )
 
   def advance(
@@ -245,13 +264,10 @@ class ReinforcementLoop:
     times = {"time/data_s": 0.0, "time/sample_s": 0.0, "time/verify_s": 0.0}
     gathered = self._gather(state, drain, times)
     begin = time.perf_counter()
-    state, *rest = self._update(
-      state,
-      self._setup.reference,
-      gathered.rollout,
-      gathered.signals,
-      gathered.weights,
-    )
+    # Rounds of dynamic sampling, and signals from the host, lie elsewhere.
+    batch = (gathered.rollout, gathered.signals, gathered.weights)
+    batch = sharding.put_batch(batch, self._place.mesh, self._place.rules)
+    state, *rest = self._update(state, self._setup.reference, *batch)
     jax.block_until_ready(rest)
     times["time/score_update_s"] = time.perf_counter() - begin
     return state, (gathered, *rest), times
@@ -276,7 +292,7 @@ class ReinforcementLoop:
     if self._last is None:
       return ""
     rollout, signals = self._last
-    context = jax.jit(
+    context = self._place.jit(
       lambda state, reference, rollout: step_lib.scoring_context(
         self.recipe, state, reference, rollout
       )
@@ -304,6 +320,17 @@ class ReinforcementLoop:
       self._verifier.close()
 
 
+def _placement(recipe: Recipe, setup: "Setup") -> sharding.Placement:
+  place = sharding.placement(
+    step_lib.abstract_state(recipe),
+    *(recipe.model, recipe.optimizer, setup.mesh, setup.rules),
+  )
+  sharding.check_rows(
+    recipe.num_prompts, "NUM_PROMPTS", place.mesh, place.rules
+  )
+  return place
+
+
 class _Pending:
   """Signals of the samples and, where there are any, of greedy responses."""
 
@@ -323,11 +350,15 @@ class SupervisedLoop:
     self._settings = settings
     self._setup = setup
     recipe = self.recipe
-    self._step = jax.jit(
+    place = _placement(recipe, setup)
+    rows = place.batch
+    self._step = place.jit(
       lambda state, prompts, targets, mask: step_lib.supervised_step(
         recipe, state, prompts, targets, mask
       ),
       donate_argnums=0,
+      in_shardings=(place.state, rows, rows, rows),
+      out_shardings=(place.state, place.whole),
     )
 
   def advance(

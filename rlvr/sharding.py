@@ -5,6 +5,7 @@ optimizer.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,12 +15,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rlvr import models
 from rlvr.meshes import (
   AXES,
+  ONE_DEVICE,
   RULES,
   MeshShape,
   Rules,
   ambient_mesh,
   constrain,
   make_mesh,
+  on_mesh,
   partition,
   use,
 )
@@ -29,14 +32,18 @@ __all__ = [
   "AXES",
   "RULES",
   "MeshShape",
+  "Placement",
   "Rules",
+  "abstract",
   "ambient_mesh",
   "batch_sharding",
   "check_rows",
   "constrain",
   "make_mesh",
+  "on_mesh",
   "param_shardings",
   "partition",
+  "placement",
   "put_batch",
   "replicated",
   "state_shardings",
@@ -128,6 +135,73 @@ def state_shardings(
     ),
     chain_state=jax.tree.map(lambda _: whole, state.chain_state),
     **placed,
+  )
+
+
+class Placement(NamedTuple):
+  """Where everything of a run lies."""
+
+  mesh: Mesh
+  rules: Rules
+  state: TrainState  # of NamedShardings
+
+  @property
+  def params(self) -> Any:
+    """Of the policy and of the reference model."""
+    return self.state.params
+
+  @property
+  def batch(self) -> NamedSharding:
+    """Of arrays that begin with prompts or responses."""
+    return batch_sharding(self.mesh, self.rules)
+
+  @property
+  def whole(self) -> NamedSharding:
+    """Of what every device holds."""
+    return replicated(self.mesh)
+
+  def jit(self, function: Callable[..., Any], **settings: Any) -> Any:
+    """Returns the function jitted, its constraints those of this mesh.
+
+    Args:
+      function: as `jax.jit` takes it.
+      **settings: those of `jax.jit`.
+    """
+    return jax.jit(on_mesh(function, self.mesh, self.rules), **settings)
+
+
+def placement(
+  state: TrainState,
+  config: models.ModelConfig,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh | None = None,
+  rules: Rules = RULES,
+) -> Placement:
+  """Returns where everything of a run lies.
+
+  Args:
+    state: the run's state or its abstract form.
+    config: the model's shape.
+    optimizer: whose state it is.
+    mesh: from `make_mesh`; None is one device.
+    rules: the table.
+  """
+  mesh = make_mesh(ONE_DEVICE) if mesh is None else mesh
+  shardings = state_shardings(state, config, optimizer, mesh, rules)
+  return Placement(mesh, rules, shardings)
+
+
+def abstract(tree: Any, shardings: Any) -> Any:
+  """Returns shapes and dtypes with shardings: what a restore is told.
+
+  Args:
+    tree: pytree of arrays or their abstract forms.
+    shardings: the same pytree of NamedShardings.
+  """
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    tree,
+    shardings,
   )
 
 

@@ -10,6 +10,7 @@ randomness of batch n comes from `fold_in(state.key, n)`.
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from rlvr import models
@@ -47,6 +48,16 @@ def init_state(recipe: Recipe, key: Array, params: Params) -> TrainState:
     step=jnp.zeros((), jnp.int32),
     key=key,
   )
+
+
+def abstract_state(recipe: Recipe) -> TrainState:
+  """Returns the shapes and dtypes of a run's state without making an array."""
+
+  def make():
+    key = jax.random.key(0)
+    return init_state(recipe, key, models.init(recipe.model, key))
+
+  return jax.eval_shape(make)
 
 
 def sample_batch(

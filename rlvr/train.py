@@ -7,9 +7,11 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from rlvr import models
+from rlvr import models, sharding
 from rlvr.data import TaskSpec, open_source, required_vocab_size
 from rlvr.data.sources import TooLong
 from rlvr.evaluate import Evaluation, Evaluator
@@ -19,9 +21,10 @@ from rlvr.infra.progress import Progress
 from rlvr.infra.report import write_report
 from rlvr.infra.run_folder import RunFolder, open_run_folder
 from rlvr.loops import Reinforcement, Setup, Supervised
+from rlvr.meshes import ONE_DEVICE, RULES, MeshShape, Rules, make_mesh
 from rlvr.sampling import Sampling
-from rlvr.step import init_state
-from rlvr.types import TrainState
+from rlvr.step import abstract_state, init_state
+from rlvr.types import Params, TrainState
 from rlvr.verifiers.specs import VerifierSpec
 
 
@@ -53,6 +56,9 @@ def train(
   top_k: int = 0,
   top_p: float = 1.0,
   min_p: float = 0.0,
+  mesh: MeshShape = ONE_DEVICE,
+  rules: Rules = RULES,
+  sampling_rules: Rules | None = None,
   initial_params: str | None = None,
   keep: int = 2,
   keep_best: int = 1,
@@ -89,6 +95,9 @@ def train(
     top_k: 0 is off.
     top_p: 1 is off.
     min_p: 0 is off.
+    mesh: devices along (data, fsdp, tensor).
+    rules: how parameters, state and batches lie on them.
+    sampling_rules: the same while responses are sampled; None: as in training.
     initial_params: checkpoint folder of another run; None draws them.
     keep: newest checkpoints kept.
     keep_best: best checkpoints kept besides.
@@ -104,6 +113,7 @@ def train(
     ValueError: settings or data that can't work, with the name to change.
     TrainingStopped: not finite, or too many rewards missing.
   """
+  devices = make_mesh(mesh)
   needed = required_vocab_size(vocabulary)
   if model.vocab_size < needed:
     raise ValueError(
@@ -137,6 +147,7 @@ def train(
     min_p=min_p,
     step_delimiters=delimiter_ids,
     max_steps=max_steps,
+    rules=sampling_rules,
   )
   setup = Setup(
     model,
@@ -146,6 +157,8 @@ def train(
     total_steps,
     answer_delimiter,
     reference=None,
+    mesh=devices,
+    rules=rules,
   )
   recipe = loop.recipe(setup)  # contradictions are found before anything starts
   progress = Progress()
@@ -155,15 +168,25 @@ def train(
 
   key = jax.random.key(seed)
   params_key, run_key, eval_key = jax.random.split(key, 3)
-  if initial_params is None:
-    params = jax.jit(models.init, static_argnums=0)(model, params_key)
-  else:
-    params = restore_params(initial_params, models.abstract_params(model))
-  reference = jax.tree.map(lambda x: x.copy(), params)
-  setup = setup._replace(reference=reference if loop.use_reference else None)
-  # All on one committed placement: drawn, restored and updated states are then
-  # the same to jit, and nothing is compiled twice.
-  state = jax.device_put(init_state(recipe, run_key, params), jax.devices()[0])
+  place = sharding.placement(
+    abstract_state(recipe), model, recipe.optimizer, devices, rules
+  )
+
+  def first_params() -> Params:
+    """Drawn or restored straight into their shards."""
+    if initial_params is None:
+      draw = place.jit(
+        functools.partial(models.init, model), out_shardings=place.params
+      )
+      return draw(params_key)
+    like = sharding.abstract(models.abstract_params(model), place.params)
+    return restore_params(initial_params, like)
+
+  # Before anything is written; a run that goes on has no use for them but as
+  # its reference.
+  params = first_params() if loop.use_reference or not resume else None
+  if loop.use_reference:
+    setup = setup._replace(reference=params)
 
   folder = open_run_folder(run_dir, resume=resume)
   checkpoints = Checkpoints(
@@ -178,8 +201,21 @@ def train(
   )
   sample_log = SampleLog(folder.samples)
   start, restored = 0, {}
-  if checkpoints.latest_step() is not None:
-    state, host = checkpoints.restore(state)
+  if checkpoints.latest_step() is None:
+    if params is None:
+      params = first_params()
+    elif loop.use_reference:
+      params = jax.tree.map(jnp.copy, params)
+    # Donated: the parameters become the state's.
+    begin = place.jit(
+      lambda params, key: init_state(recipe, key, params),
+      donate_argnums=0,
+      out_shardings=place.state,
+    )
+    state = begin(params, run_key)
+  else:
+    like = sharding.abstract(abstract_state(recipe), place.state)
+    state, host = checkpoints.restore(like)
     if host["fingerprint"] != source.fingerprint:
       raise ValueError(
         f"run_dir={run_dir!r} was trained on other examples or another seed"
@@ -197,7 +233,7 @@ def train(
     status="running",
     total_steps=total_steps,
     seeds=[seed],
-    device=f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    device=_devices(devices),
     chain=loop.text(),
   )
   if source.dropped or heldout.dropped:
@@ -216,6 +252,8 @@ def train(
     vocabulary=vocabulary,
     verifier=judge,
     on_device=eval_verifier.on_device,
+    mesh=devices,
+    rules=rules,
   )
   latest: dict[str, float] = {}
 
@@ -293,6 +331,16 @@ def _try_report(folder: RunFolder, progress: Progress) -> None:
     write_report(folder)
   except Exception as error:  # the run's own error must not be hidden by this
     progress.message(f"no report: {error}")
+
+
+def _devices(mesh: Mesh | None) -> str:
+  """Returns how many devices of which kind, and how the mesh has them."""
+  mesh = make_mesh(ONE_DEVICE) if mesh is None else mesh
+  kind = mesh.devices.flat[0].device_kind
+  if mesh.size == 1:
+    return f"1 x {kind}"
+  sizes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
+  return f"{mesh.size} x {kind} ({sizes})"
 
 
 def _problem(metrics: dict[str, float], max_missing: float) -> str | None:
@@ -381,7 +429,7 @@ def _plan(
     },
     "Scoring chain": loop.text(),
     "Settings": json.dumps(
-      {"sampling": repr(setup.sampling), "device": str(jax.devices()[0])},
+      {"sampling": repr(setup.sampling), "devices": _devices(setup.mesh)},
       indent=2,
     ),
   }

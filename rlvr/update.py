@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlvr import models
+from rlvr.meshes import constrain_rows, constrain_tree
 from rlvr.objectives.terms import LossInputs
 from rlvr.probes.compute import compute_probes
 from rlvr.recipe import Noise, Recipe, batch_key
@@ -92,7 +94,8 @@ def _cut(recipe: Recipe, tree: Any, order: Array) -> Any:
     x = x[None] if U == passes == 1 else x[order]
     return x.reshape(passes * U, M, N // (U * M), *x.shape[2:])
 
-  return jax.tree.map(cut, tree)
+  # A piece lies over all devices, as the batch did: each works on its share.
+  return constrain_rows(jax.tree.map(cut, tree), None, None)
 
 
 def response_order(order: Array, group: Array) -> Array:
@@ -197,9 +200,11 @@ def update(
     piece["rollout"] = dataclasses.replace(
       piece["rollout"], prompts=prompts, group=group
     )
-    return jax.value_and_grad(
+    found, grads = jax.value_and_grad(
       lambda p: _loss(recipe, p, piece, coefficients), has_aux=True
     )(params)
+    # Cut like the parameters at once, not summed whole on every device.
+    return found, constrain_tree(grads, models.logical_axes(recipe.model))
 
   def one_update(carry, pieces):
     params, opt_state = carry

@@ -20,6 +20,8 @@ TINY = (
   "data.arithmetic_task.num_heldout=16",
   "evaluate.Evaluation.num_prompts=16",
   "train.train.tensorboard=False",
+  # One of the simulated devices.
+  "FSDP=1",
 )
 RL = ("NUM_PROMPTS=4", "GROUP_SIZE=4")
 

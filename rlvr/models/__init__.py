@@ -3,6 +3,7 @@
 from rlvr.models.config import ModelConfig
 from rlvr.models.decoder import (
   abstract_params,
+  compute_params,
   decode,
   forward,
   forward_responses,
@@ -21,6 +22,7 @@ __all__ = [
   "ModelConfig",
   "TokenStatistics",
   "abstract_params",
+  "compute_params",
   "decode",
   "forward",
   "forward_responses",

@@ -19,12 +19,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rlvr.meshes import constrain
 from rlvr.models.attention import attend, attend_shared, rotate
 from rlvr.models.config import ModelConfig
 from rlvr.types import Array, Params
 
 # One layer's keys and values, [N, S, K, D] each.
 KeyValues = tuple[Array, Array]
+# Logical axes of activations, for `constrain`.
+_WIDTH = ("batch", None, "act_embed")
+_HEADS = ("batch", None, "act_heads")
+_KV_HEADS = ("batch", None, "act_kv_heads")
+_MLP = ("batch", None, "act_mlp")
 
 
 def _param(rngs, shape, axes, fan_in):
@@ -107,15 +113,19 @@ class Block(nnx.Module):
       v = v + self.value_bias[...].astype(dtype)[None, None]
     if c.qk_norm:
       q, k = self.query_norm(q), self.key_norm(k)
-    q = rotate(q, positions_BxT, c.rope_theta)
-    return q, rotate(k, positions_BxT, c.rope_theta), v
+    q = constrain(rotate(q, positions_BxT, c.rope_theta), *_HEADS)
+    k = constrain(rotate(k, positions_BxT, c.rope_theta), *_KV_HEADS)
+    return q, k, constrain(v, *_KV_HEADS)
 
   def finish(self, x_BxTxD: Array, attended_BxTxHxN: Array) -> Array:
     """Returns the layer's output: attention's projection, then the MLP."""
-    x = x_BxTxD + _project(attended_BxTxHxN, self.output[...], contract=2)
+    attended = constrain(attended_BxTxHxN, *_HEADS)
+    x = x_BxTxD + _project(attended, self.output[...], contract=2)
+    x = constrain(x, *_WIDTH)
     h = self.mlp_norm(x)
     gate = jax.nn.silu(_project(h, self.gate[...]))
-    return x + _project(gate * _project(h, self.up[...]), self.down[...])
+    inner = constrain(gate * _project(h, self.up[...]), *_MLP)
+    return constrain(x + _project(inner, self.down[...]), *_WIDTH)
 
 
 class Trunk(nnx.Module):
@@ -226,6 +236,10 @@ def _embed(
     .get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
     .astype(dtype)
   )
+  # Each device looks its part of the width up, for more rows than its own, and
+  # the parts change places: the table is never gathered.
+  x = constrain(x, "lookup_batch", None, "embed")
+  x = constrain(x, *_WIDTH)
   if config.scale_embeddings:
     x = x * jnp.asarray(config.embed_dim**0.5, dtype)
   return x
@@ -371,6 +385,21 @@ def forward_responses(
   (x_prompt, x), _ = _scan_layers(body, config, carry, params)
   before = jnp.concatenate([spread(x_prompt[:, -1:]), x[:, :-1]], axis=1)
   return _final_norm(params, config, before)
+
+
+def compute_params(params: Params, config: ModelConfig) -> Params:
+  """Returns the parameters as decoding reads them, where it reads them often.
+
+  Matrices are cast to the compute dtype, as every use of them would do; norms
+  and the value head stay float32, as they are used so.
+  """
+  dtype = jnp.dtype(config.compute_dtype)
+
+  def cast(path, x):
+    name = jax.tree_util.keystr(path)
+    return x if "norm" in name or "value_head" in name else x.astype(dtype)
+
+  return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def unstack_layers(params: Params, config: ModelConfig) -> list[Params]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
+from rlvr.meshes import constrain, num_shards
 from rlvr.models.config import ModelConfig
 from rlvr.models.decoder import logits
 from rlvr.types import Array, Params, pytree
@@ -48,8 +49,9 @@ def token_statistics(
     hidden: [B, T, D], from `forward_responses`.
     tokens: int32 [B, T].
     temperature: divides the logits, as in sampling.
-    chunk_tokens: logits held at once, in numbers (tokens times V); a batch
-      that fits is computed in one piece without recomputation.
+    chunk_tokens: logits held at once, in numbers (tokens times V), on each
+      device of a mesh; a batch that fits is computed in one piece without
+      recomputation.
     extra: further functions by name, (logits [N, V], tokens [N]) -> [N].
   """
   B, T, D = hidden.shape
@@ -57,6 +59,7 @@ def token_statistics(
 
   def chunk(weights, hidden_NxD, tokens_N):
     z = logits(weights, config, hidden_NxD) / temperature
+    z = constrain(z, "batch", "act_vocab")
     log_norm = jax.nn.logsumexp(z, axis=-1)
     chosen = jnp.take_along_axis(z, tokens_N[:, None], axis=-1)[:, 0]
     p = jnp.exp(z - log_norm[:, None])
@@ -71,19 +74,45 @@ def token_statistics(
       extra={k: f(z, tokens_N) for k, f in (extra or {}).items()},
     )
 
-  weights = {"trunk": params["trunk"]}
-  flat_hidden, flat_tokens = hidden.reshape(B * T, D), tokens.reshape(B * T)
-  rows = max(1, chunk_tokens // V)
-  if rows >= B * T:
-    flat = chunk(weights, flat_hidden, flat_tokens)
-  else:
-    pad = -(B * T) % rows
-    flat_hidden = jnp.pad(flat_hidden, ((0, pad), (0, 0)))
-    flat_tokens = jnp.pad(flat_tokens, (0, pad))
-    one = jax.checkpoint(functools.partial(chunk, weights), prevent_cse=False)
-    flat = jax.lax.map(
-      lambda args: one(*args),
-      (flat_hidden.reshape(-1, rows, D), flat_tokens.reshape(-1, rows)),
-    )
-    flat = jax.tree.map(lambda x: x.reshape(-1)[: B * T], flat)
-  return jax.tree.map(lambda x: x.reshape(B, T), flat)
+  # Gathered over the devices that share out its width once, not in each chunk.
+  weights = {"trunk": _gathered_head(params["trunk"])}
+  # Each device's rows are cut into chunks of their own.
+  n = num_shards("batch", B)
+  flat_hidden = hidden.reshape(n, B // n * T, D)
+  flat_tokens = tokens.reshape(n, B // n * T)
+  rows = max(1, chunk_tokens * num_shards("act_vocab", V) // V)
+  if rows >= B // n * T:
+    flat = chunk(weights, flat_hidden.reshape(-1, D), flat_tokens.reshape(-1))
+    return jax.tree.map(lambda x: x.reshape(B, T), flat)
+  pad = -(B // n * T) % rows
+  flat_hidden = jnp.pad(flat_hidden, ((0, 0), (0, pad), (0, 0)))
+  flat_tokens = jnp.pad(flat_tokens, ((0, 0), (0, pad)))
+  one = jax.checkpoint(functools.partial(chunk, weights), prevent_cse=False)
+
+  def piece(args):
+    hidden, tokens = args
+    flat = one(hidden.reshape(-1, D), tokens.reshape(-1))
+    return jax.tree.map(lambda x: constrain(x.reshape(n, rows), "batch"), flat)
+
+  flat = jax.lax.map(
+    piece,
+    (
+      constrain(
+        flat_hidden.reshape(n, -1, rows, D).swapaxes(0, 1), None, "batch"
+      ),
+      constrain(flat_tokens.reshape(n, -1, rows).swapaxes(0, 1), None, "batch"),
+    ),
+  )
+  return jax.tree.map(
+    lambda x: x.swapaxes(0, 1).reshape(n, -1)[:, : B // n * T].reshape(B, T),
+    flat,
+  )
+
+
+def _gathered_head(trunk: Params) -> Params:
+  axes = {
+    "embedding": ("vocab", "act_embed"),
+    "unembedding": ("act_embed", "vocab"),
+  }
+  name = "unembedding" if "unembedding" in trunk else "embedding"
+  return {**trunk, name: constrain(trunk[name], *axes[name])}

@@ -5,10 +5,27 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from rlvr.models import ModelConfig, decode, logits, prefill, unstack_layers
+from rlvr.meshes import (
+  Rules,
+  constrain,
+  constrain_rows,
+  constrain_tree,
+  use_rules,
+)
+from rlvr.models import (
+  ModelConfig,
+  compute_params,
+  decode,
+  logical_axes,
+  logits,
+  prefill,
+  unstack_layers,
+)
 from rlvr.sampling.filters import draw, filtered_logprobs
 from rlvr.segments import step_indices
 from rlvr.types import Array, Params, Prompts, Rollout
+
+_KV_HEADS = ("batch", None, "act_kv_heads")  # of a cache [B, T, K, N]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +45,9 @@ class Sampling:
   min_p: float = 0.0
   step_delimiters: tuple[int, ...] = ()  # tokens that end a reasoning step
   max_steps: int = 1  # K
+  # How parameters and batch lie on the mesh while responses are drawn: moved
+  # there once for a batch. None: as in training.
+  rules: Rules | None = None
 
   def __post_init__(self):
     checks = (
@@ -97,7 +117,6 @@ def sample(
       f" {'missing' if group is None else 'given'}: give one of the two"
     )
   P = prompts.tokens.shape[0]
-  T = sampling.max_tokens
   even = group_size is not None
   if group_size is not None:
     if group_size < 1:
@@ -108,11 +127,23 @@ def sample(
       total_repeat_length=P * group_size,
     )
   assert group is not None
-  B = group.shape[0]
   if response_ids is None:
-    response_ids = jnp.arange(B, dtype=jnp.int32)
+    response_ids = jnp.arange(group.shape[0], dtype=jnp.int32)
+  with use_rules(sampling.rules):
+    rollout = _draw(
+      params, config, prompts, key, sampling, group, even, response_ids
+    )
+  return constrain_rows(rollout)
+
+
+def _draw(params, config, prompts, key, sampling, group, even, response_ids):
+  """`sample`, under the rules of sampling."""
+  B, T = group.shape[0], sampling.max_tokens
+  params = constrain_tree(compute_params(params, config), logical_axes(config))
+  prompts = constrain_rows(prompts)
   keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(response_ids)
   uniform = jax.vmap(lambda k: jax.random.uniform(k, (T,)))(keys)
+  uniform = constrain(uniform, "batch")
 
   last_hidden, (prompt_k, prompt_v) = prefill(
     params, config, prompts.tokens, prompts.mask
@@ -123,18 +154,19 @@ def sample(
     prompt_k, prompt_v = prompt_k[:, group], prompt_v[:, group]
     prompt_mask = prompt_mask[group]
   prompt_cache = [
-    (prompt_k[layer], prompt_v[layer]) for layer in range(config.num_layers)
+    (constrain(prompt_k[i], *_KV_HEADS), constrain(prompt_v[i], *_KV_HEADS))
+    for i in range(config.num_layers)
   ]
   layers = unstack_layers(params, config)
   prompt_lengths = prompts.mask.sum(-1, dtype=jnp.int32)[group]
   dtype = jnp.dtype(config.compute_dtype)
   shape = (B, T, config.num_kv_heads, config.head_dim)
-  cache = [
-    (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-    for _ in range(config.num_layers)
-  ]
+  empty = constrain(jnp.zeros(shape, dtype), *_KV_HEADS)
+  cache = [(empty, empty) for _ in range(config.num_layers)]
 
   def pick(z, u):
+    # Sums over the vocabulary are then in one order on every mesh.
+    z = constrain(z, "batch")
     if sampling.temperature == 0:
       return jnp.argmax(z, axis=-1).astype(jnp.int32), jnp.zeros(z.shape[:1])
     logprobs = filtered_logprobs(
@@ -188,6 +220,7 @@ def sample(
       prompt_cache,
       cache,
     )
+    cache = jax.tree.map(lambda x: constrain(x, *_KV_HEADS), cache)
     token, ended, tokens, mask, logprobs = record(
       t, logits(params, config, hidden), ended, tokens, mask, logprobs
     )
