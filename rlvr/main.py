@@ -42,27 +42,24 @@ def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   parser.add_argument(
     "--dry_run", action="store_true", help="print the plan and stop"
   )
-  rest, bindings = split_bindings(argv, parser)
+  try:
+    rest, bindings = split_bindings(argv)
+  except ValueError as error:
+    parser.error(str(error))
   return parser.parse_args(rest), bindings
 
 
-def split_bindings(
-  argv: Sequence[str], parser: argparse.ArgumentParser
-) -> tuple[list[str], list[str]]:
-  """Returns a command line without its --gin.NAME=VALUE, and those bindings.
-
-  Args:
-    argv: the command line.
-    parser: which says what is wrong.
+def split_bindings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Returns a command line's other arguments, and its gin bindings.
 
   Raises:
-    SystemExit: one has no value.
+    ValueError: a binding without a value.
   """
   bindings, rest = [], []
   for arg in argv:
     if arg.startswith("--gin."):
       if "=" not in arg:
-        parser.error(f"{arg}: write --gin.NAME=VALUE")
+        raise ValueError(f"{arg}: write --gin.NAME=VALUE")
       name, _, value = arg.removeprefix("--gin.").partition("=")
       bindings.append(f"{name} = {value}")
     else:
