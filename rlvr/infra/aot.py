@@ -95,7 +95,10 @@ def parse_args(
   parser.add_argument(
     "--json", metavar="FILE", help="write all figures there; - is the output"
   )
-  rest, bindings = split_bindings(argv, parser)
+  try:
+    rest, bindings = split_bindings(argv)
+  except ValueError as error:
+    parser.error(str(error))
   return parser.parse_args(rest), bindings
 
 

@@ -142,10 +142,6 @@ def _scan_layers(body, config: ModelConfig, carry, params):
 
   is_local is bool [] where the kinds are mixed, else None.
   """
-  kinds = config.layer_kinds
-  is_local = None
-  if len(set(kinds)) > 1:
-    is_local = jnp.array([kind == "local" for kind in kinds])
 
   def step(carry, layer):
     return body(carry, *layer)
@@ -153,8 +149,19 @@ def _scan_layers(body, config: ModelConfig, carry, params):
   if config.remat:
     step = jax.checkpoint(step, prevent_cse=False)
   return jax.lax.scan(
-    step, carry, (params["layers"], is_local), unroll=config.unroll_layers
+    step,
+    carry,
+    (params["layers"], _local_layers(config)),
+    unroll=config.unroll_layers,
   )
+
+
+def _local_layers(config: ModelConfig) -> Array | None:
+  """Returns bool [L], true on local layers; None where all are of one kind."""
+  kinds = config.layer_kinds
+  if len(set(kinds)) == 1:
+    return None
+  return jnp.array([kind == "local" for kind in kinds])
 
 
 def _scores(config: ModelConfig) -> dict[str, float | None]:
@@ -334,7 +341,10 @@ def compute_params(params: Params, config: ModelConfig) -> Params:
 
 
 def unstack_layers(params: Params, config: ModelConfig) -> list[Params]:
-  """Returns the layers' parameters as a list, for `decode`."""
+  """Returns the layers' parameters as a list, for `decode`.
+
+  XLA copies them: a second set of parameters stays in memory while decoding.
+  """
   return [
     jax.tree.map(lambda p, i=i: p[i], params["layers"])
     for i in range(config.num_layers)
@@ -343,33 +353,39 @@ def unstack_layers(params: Params, config: ModelConfig) -> list[Params]:
 
 def decode(
   params: Params,
-  layers: list[Params],
+  layers: list[Params] | Params,
   config: ModelConfig,
   tokens: Array,
   position: Array,
   prompt_lengths: Array,
   prompt_mask: Array,
-  prompt_cache: list[KeyValues],
-  cache: list[KeyValues],
-) -> tuple[Array, list[KeyValues]]:
+  prompt_cache: Any,
+  cache: Any,
+) -> tuple[Array, Any]:
   """Returns the hidden state behind one more response token, and the cache.
+
+  Layer by layer over a list, which is fast for small models, or in one scan
+  over stacked layers, which copies no parameters and compiles in a time that
+  doesn't grow with depth.
 
   Args:
     params: from `init`; only the trunk is read.
-    layers: from `unstack_layers`.
+    layers: from `unstack_layers`, or `params["layers"]`.
     config: the model's shape.
     tokens: int32 [B], the response token at `position`.
     position: int32 [], index of that token in its response.
     prompt_lengths: int32 [B].
     prompt_mask: bool [P, S].
-    prompt_cache: per layer, keys and values [P, S, K, N].
-    cache: per layer, keys and values [B, T, K, N]; entries up to `position`
-      are filled by this call.
+    prompt_cache: per layer, keys and values [P, S, K, N]; a list of pairs, or
+      with stacked layers a pair of [L, P, S, K, N].
+    cache: per layer, keys and values [B, T, K, N], likewise; entries up to
+      `position` are filled by this call.
 
   Returns:
     [B, D] normalised, and the cache with `position` written.
   """
-  T = cache[0][0].shape[1]
+  stacked = not isinstance(layers, list)
+  T = (cache if stacked else cache[0])[0].shape[-3]
   x = _embed(params, config, tokens[:, None])
   positions = (prompt_lengths + position)[:, None]
   places = jnp.arange(T, dtype=jnp.int32)[None]
@@ -380,26 +396,71 @@ def decode(
   prompt_masks = prompt_masks_by_kind(
     config, prompt_mask, position.reshape(1, 1), length
   )
-  new_cache = []
-  for layer, kind, (prompt_k, prompt_v), (k_all, v_all) in zip(
-    layers, config.layer_kinds, prompt_cache, cache, strict=True
-  ):
+
+  def through(x, layer, kind, prompt, put):
+    """One layer; `put` writes keys and values and returns all of them."""
     block = _block(config, layer)
-    q, k, v = block.qkv(x, angles[kind])
-    k_all = jax.lax.dynamic_update_slice_in_dim(k_all, k, position, axis=1)
-    v_all = jax.lax.dynamic_update_slice_in_dim(v_all, v, position, axis=1)
+    q, k, v = block.qkv(x, kind(angles))
+    k_all, v_all = put(k, v)
     attended = attend_shared(
       q,
-      prompt_k,
-      prompt_v,
-      prompt_masks[kind],
+      *prompt,
+      kind(prompt_masks),
       k_all,
       v_all,
-      own_masks[kind],
+      kind(own_masks),
       **_scores(config),
     )
-    x = block.finish(x, attended)
-    new_cache.append((k_all, v_all))
+    return block.finish(x, attended)
+
+  if stacked:
+
+    def body(carry, layer):
+      index, weights, is_local, prompt = layer
+      x, *held = carry
+
+      def put(*new):
+        # In place, in the cache of all layers: only this token moves.
+        at = (index, 0, position, 0, 0)
+        held[:] = (
+          jax.lax.dynamic_update_slice(all_, one[None], at)
+          for all_, one in zip(held, new, strict=True)
+        )
+        return (
+          jax.lax.dynamic_index_in_dim(all_, index, keepdims=False)
+          for all_ in held
+        )
+
+      x = through(x, weights, lambda f: of_layer(f, is_local), prompt, put)
+      return (x, *held), None
+
+    (x, *held), _ = jax.lax.scan(
+      body,
+      (x, *cache),
+      (
+        jnp.arange(config.num_layers),
+        layers,
+        _local_layers(config),
+        prompt_cache,
+      ),
+    )
+    return _final_norm(params, config, x[:, 0]), tuple(held)
+
+  new_cache = []
+  for layer, kind, prompt, held in zip(
+    layers, config.layer_kinds, prompt_cache, cache, strict=True
+  ):
+
+    def put(*new, held=held):
+      new_cache.append(
+        tuple(
+          jax.lax.dynamic_update_slice_in_dim(all_, one, position, axis=1)
+          for all_, one in zip(held, new, strict=True)
+        )
+      )
+      return new_cache[-1]
+
+    x = through(x, layer, lambda f, kind=kind: f[kind], prompt, put)
   return _final_norm(params, config, x[:, 0]), new_cache
 
 

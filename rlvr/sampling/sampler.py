@@ -1,6 +1,7 @@
 """Prefill once per prompt, then decode all responses in one jitted loop."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -153,16 +154,26 @@ def _draw(params, config, prompts, key, sampling, group, even, response_ids):
     # Uneven groups: the prompt's keys are gathered for each response.
     prompt_k, prompt_v = prompt_k[:, group], prompt_v[:, group]
     prompt_mask = prompt_mask[group]
-  prompt_cache = [
-    (constrain(prompt_k[i], *_KV_HEADS), constrain(prompt_v[i], *_KV_HEADS))
-    for i in range(config.num_layers)
-  ]
-  layers = unstack_layers(params, config)
-  prompt_lengths = prompts.mask.sum(-1, dtype=jnp.int32)[group]
   dtype = jnp.dtype(config.compute_dtype)
   shape = (B, T, config.num_kv_heads, config.head_dim)
-  empty = constrain(jnp.zeros(shape, dtype), *_KV_HEADS)
-  cache = [(empty, empty) for _ in range(config.num_layers)]
+  prompt_cache: Any
+  cache: Any
+  if config.unroll_layers:
+    axes = _KV_HEADS
+    prompt_cache = [
+      (constrain(prompt_k[i], *axes), constrain(prompt_v[i], *axes))
+      for i in range(config.num_layers)
+    ]
+    layers = unstack_layers(params, config)
+    empty = constrain(jnp.zeros(shape, dtype), *axes)
+    cache = [(empty, empty) for _ in range(config.num_layers)]
+  else:
+    axes = (None, *_KV_HEADS)
+    prompt_cache = constrain(prompt_k, *axes), constrain(prompt_v, *axes)
+    layers = params["layers"]
+    empty = constrain(jnp.zeros((config.num_layers, *shape), dtype), *axes)
+    cache = empty, empty
+  prompt_lengths = prompts.mask.sum(-1, dtype=jnp.int32)[group]
 
   def pick(z, u):
     # Sums over the vocabulary are then in one order on every mesh.
@@ -220,7 +231,7 @@ def _draw(params, config, prompts, key, sampling, group, even, response_ids):
       prompt_cache,
       cache,
     )
-    cache = jax.tree.map(lambda x: constrain(x, *_KV_HEADS), cache)
+    cache = jax.tree.map(lambda x: constrain(x, *axes), cache)
     token, ended, tokens, mask, logprobs = record(
       t, logits(params, config, hidden), ended, tokens, mask, logprobs
     )
