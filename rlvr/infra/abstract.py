@@ -10,11 +10,11 @@ import dataclasses
 import inspect
 from typing import Any, cast
 
-import gin
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+import gin
 from rlvr import models, sharding, step
 from rlvr.loops import Reinforcement, Setup
 from rlvr.recipe import DeviceVerifier, Recipe
@@ -93,13 +93,16 @@ def job_from_gin(rewards: tuple[str, ...] = ()) -> Job:
   vocabulary = StandInVocabulary()
   delimiters = given["step_delimiters"]
   names = {f.name for f in dataclasses.fields(Sampling)}
-  same = {k: v for k, v in given.items() if k in names}
+  same = {k: v for k, v in given.items() if k in names - {"rules"}}
   sampling = Sampling(
     **same
     | {
       "end_id": vocabulary.eos_id,
       "pad_id": vocabulary.pad_id,
-      "step_delimiters": tuple(i for t in delimiters for i in vocabulary.encode(t)),
+      "rules": given["sampling_rules"],
+      "step_delimiters": tuple(
+        i for text in delimiters for i in vocabulary.encode(text)
+      ),
     }
   )
   recipe = loop.recipe(
@@ -124,57 +127,43 @@ def job_from_gin(rewards: tuple[str, ...] = ()) -> Job:
   )
 
 
-def _array(shape: tuple[int, ...], dtype: Any) -> Any:
-  return jax.ShapeDtypeStruct(shape, dtype)
-
-
-def _placed(tree: Any, shardings: Any) -> Any:
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    tree,
-    shardings,
-  )
-
-
-def _on_batch(tree: Any, mesh: Mesh) -> Any:
-  rows = sharding.batch_sharding(mesh)
-  return _placed(tree, jax.tree.map(lambda _: rows, tree))
-
-
-def abstract_state(job: Job, mesh: Mesh) -> TrainState:
-  """Returns the run's state as shapes with their shardings."""
-  recipe = job.recipe
-  state = jax.eval_shape(
-    lambda: step.init_state(
-      recipe,
-      jax.random.key(0),
-      models.init(recipe.model, jax.random.key(0)),
-    )
-  )
-  return _placed(
-    state,
-    sharding.state_shardings(state, recipe.model, recipe.optimizer, mesh),
-  )
-
-
-def abstract_reference(job: Job, mesh: Mesh) -> Params | None:
-  """Returns the reference model's parameters as shapes, None if it has none."""
-  if not job.recipe.has_reference:
-    return None
-  return _placed(
-    models.abstract_params(job.recipe.model),
-    sharding.param_shardings(job.recipe.model, mesh),
-  )
-
-
-def abstract_prompts(job: Job, mesh: Mesh) -> Prompts:
-  """Returns a batch's prompts as shapes, cut over the mesh.
+def placement_of(job: Job, mesh: Mesh) -> sharding.Placement:
+  """Returns where the run's arrays lie.
 
   Raises:
     ValueError: num_prompts doesn't divide over the mesh.
   """
+  recipe, rules = job.recipe, job.settings["rules"]
+  sharding.check_rows(recipe.num_prompts, "NUM_PROMPTS", mesh, rules)
+  return sharding.placement(
+    step.abstract_state(recipe), recipe.model, recipe.optimizer, mesh, rules
+  )
+
+
+def abstract_state(job: Job, place: sharding.Placement) -> TrainState:
+  """Returns the run's state as shapes with their shardings."""
+  return sharding.abstract(step.abstract_state(job.recipe), place.state)
+
+
+def abstract_reference(job: Job, place: sharding.Placement) -> Params | None:
+  """Returns the reference model's parameters as shapes, None if it has none."""
+  if not job.recipe.has_reference:
+    return None
+  params = models.abstract_params(job.recipe.model)
+  return sharding.abstract(params, place.params)
+
+
+def _array(shape: tuple[int, ...], dtype: Any) -> Any:
+  return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _on_batch(tree: Any, place: sharding.Placement) -> Any:
+  return sharding.abstract(tree, jax.tree.map(lambda _: place.batch, tree))
+
+
+def abstract_prompts(job: Job, place: sharding.Placement) -> Prompts:
+  """Returns a batch's prompts as shapes, cut over the mesh."""
   P, S, R = job.recipe.num_prompts, job.prompt_length, job.answer_length
-  sharding.check_rows(P, "Reinforcement.num_prompts", mesh)
   return _on_batch(
     Prompts(
       tokens=_array((P, S), jnp.int32),
@@ -182,17 +171,15 @@ def abstract_prompts(job: Job, mesh: Mesh) -> Prompts:
       answer_tokens=_array((P, R), jnp.int32),
       answer_mask=_array((P, R), bool),
     ),
-    mesh,
+    place,
   )
 
 
-def abstract_rollout(job: Job, prompts: Prompts, mesh: Mesh) -> Rollout:
+def abstract_rollout(job: Job, place: sharding.Placement) -> Rollout:
   """Returns a batch's responses as shapes, cut over the mesh."""
-  B, T = (
-    job.recipe.num_prompts * job.recipe.group_size,
-    job.recipe.sampling.max_tokens,
-  )
-  rows: dict[str, Any] = {
+  B = job.recipe.num_prompts * job.recipe.group_size
+  T = job.recipe.sampling.max_tokens
+  rows = {
     "tokens": _array((B, T), jnp.int32),
     "completion_mask": _array((B, T), bool),
     "behavior_logprobs": _array((B, T), jnp.float32),
@@ -200,29 +187,23 @@ def abstract_rollout(job: Job, prompts: Prompts, mesh: Mesh) -> Rollout:
     "step_index": _array((B, T), jnp.int32),
     "finished": _array((B,), bool),
   }
-  return Rollout(prompts=prompts, **_on_batch(rows, mesh))
+  return Rollout(prompts=abstract_prompts(job, place), **_on_batch(rows, place))
 
 
-def abstract_signals(job: Job, rollout: Rollout, mesh: Mesh) -> Signals:
+def abstract_signals(job: Job, place: sharding.Placement) -> Signals:
   """Returns a batch's rewards as shapes, cut over the mesh."""
-  B = rollout.tokens.shape[0]
+  B = job.recipe.num_prompts * job.recipe.group_size
   if job.verifier is not None:
-    signals = jax.eval_shape(job.verifier, rollout, jax.eval_shape(_key))
+    signals = jax.eval_shape(
+      lambda rollout: job.verifier(rollout, jax.random.key(0)),
+      abstract_rollout(job, place),
+    )
   else:
     signals = Signals(
-      outcome={
-        name: _array((B,), jnp.float32)
-        for name in job.rewards
-      },
-      verdicts={
-        job.rewards[0]: _array((B,), jnp.int32)
-      },
+      outcome={name: _array((B,), jnp.float32) for name in job.rewards},
+      verdicts={job.rewards[0]: _array((B,), jnp.int32)},
     )
   if job.recipe.greedy_baseline:
     greedy = {f"greedy_{k}": v for k, v in signals.outcome.items()}
     signals = dataclasses.replace(signals, outcome=signals.outcome | greedy)
-  return _on_batch(signals, mesh)
-
-
-def _key():
-  return jax.random.key(0)
+  return _on_batch(signals, place)

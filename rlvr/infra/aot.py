@@ -26,7 +26,7 @@ from rlvr.infra.programs import (
   PROGRAMS,
   Report,
   compile_programs,
-  gib,
+  size_text,
 )
 from rlvr.main import load_config, split_bindings
 from rlvr.meshes import AXES, MeshShape
@@ -77,8 +77,8 @@ def parse_args(
   )
   parser.add_argument(
     "--mesh",
-    help="data:1,fsdp:16,tensor:1; without it the configuration's own, or"
-    " fsdp:-1 where that names no mesh",
+    help="data:1,fsdp:16,tensor:1; without it the configuration's own (DATA,"
+    " FSDP, TENSOR)",
   )
   parser.add_argument(
     "--programs",
@@ -132,10 +132,13 @@ def report_text(report: Report, chip: Chip) -> str:
   memory, work = report.memory, report.work
   if memory is not None:
     for name, value in dataclasses.asdict(memory).items():
-      row(name, gib(value))
-    row("total", f"{gib(memory.total)} of {gib(chip.usable_bytes)}")
+      row(name, size_text(value))
+    row("total", f"{size_text(memory.total)} of {size_text(chip.usable_bytes)}")
   if work is not None:
-    row("FLOPs", f"{work.flops:.4g}, of which the model's {report.model_flops:.4g}")
+    row(
+      "FLOPs",
+      f"{work.flops:.4g}, of which the model's {report.model_flops:.4g}",
+    )
     row(
       "by the compiler's list",
       f"{report.listed_flops:.4g} FLOPs, {report.listed_bytes:.4g} bytes moved"
@@ -144,8 +147,8 @@ def report_text(report: Report, chip: Chip) -> str:
     for kind, c in work.collectives.items():
       row(
         kind,
-        f"{c.count} times, {gib(c.output_bytes)} of results,"
-        f" {gib(c.sent_bytes)} sent",
+        f"{c.count} times, {size_text(c.output_bytes)} of results,"
+        f" {size_text(c.sent_bytes)} sent",
       )
     compute = report.compute_seconds(chip)
     links = report.collective_seconds(chip)
@@ -178,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       )
     load_config(args.gin_file, bindings)
     job = job_from_gin(tuple(args.reward))
-    shape = job.settings.get("mesh") or MeshShape(fsdp=-1)
+    shape = job.settings["mesh"]
     if args.mesh is not None:
       shape = mesh_shape(args.mesh)
     devices = topology_devices(args.topology)

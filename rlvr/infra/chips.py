@@ -126,8 +126,15 @@ def topology_devices(topology: str) -> list[Any]:
     )
   # No chip is opened: no question to a cloud's metadata server (minutes of
   # waiting elsewhere), and no quarrel with a process that holds the chips.
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  for name, value in (
+    ("TPU_SKIP_MDS_QUERY", "1"),
+    ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+    # Else libtpu complains on the terminal that it finds no such machine.
+    ("TPU_ACCELERATOR_TYPE", "v5litepod-1"),
+    ("TPU_WORKER_HOSTNAMES", "localhost"),
+    ("TPU_STDERR_LOG_LEVEL", "3"),
+  ):
+    os.environ.setdefault(name, value)
   from jax.experimental import topologies
 
   # As JAX on a v4 host has it: the two cores of a chip are one device.

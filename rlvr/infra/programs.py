@@ -1,7 +1,6 @@
 """The step's programs compiled for a topology, and what each of them takes."""
 
 import dataclasses
-import functools
 import math
 import re
 import time
@@ -121,66 +120,65 @@ def _itemsize(dtype: Any) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Program:
+  """A function as `rlvr.running` jits it, and what it is called with."""
+
   function: Callable[..., Any]
   arguments: tuple[Any, ...]
-  resident: Any  # the run's arrays that aren't among the arguments
+  out_shardings: Any
+  resident: Any = None  # the run's arrays that aren't among the arguments
   donated: tuple[int, ...] = ()
 
 
-def _programs(job: Job, mesh: Mesh) -> dict[str, Callable[[], _Program]]:
-  recipe = job.recipe
-  state = abstract.abstract_state(job, mesh)
-  reference = abstract.abstract_reference(job, mesh)
-  prompts = abstract.abstract_prompts(job, mesh)
-  group = None
-  rollout = abstract.abstract_rollout(job, prompts, mesh)
-  if not recipe.even_groups:
-    group = rollout.group
+def _program(job: Job, place: sharding.Placement, name: str) -> _Program:
+  recipe, verifier = job.recipe, job.verifier
+  state = abstract.abstract_state(job, place)
+  reference = abstract.abstract_reference(job, place)
+  rollout = abstract.abstract_rollout(job, place)
+  group = None if recipe.even_groups else rollout.group
+  if name == "sample":
 
-  def signals():
-    return abstract.abstract_signals(job, rollout, mesh)
+    def sample(params, prompts, key, index, group, first_id):
+      drawn = step.sample_batch(
+        recipe, params, prompts, key, index, group=group, first_id=first_id
+      )
+      if not recipe.greedy_baseline:
+        return drawn, None
+      return drawn, step.sample_greedy(recipe, params, prompts, key)
 
-  def sample(params, prompts, key, step_, group, first_id):
-    drawn = step.sample_batch(
-      recipe, params, prompts, key, step_, group=group, first_id=first_id
+    return _Program(
+      sample,
+      (state.params, rollout.prompts, state.key, state.step, group, state.step),
+      place.batch,
+      resident=(state.opt_state, state.chain_state, reference),
     )
-    greedy = None
-    if recipe.greedy_baseline:
-      greedy = step.sample_greedy(recipe, params, prompts, key)
-    return drawn, greedy
-
-  def fused() -> _Program:
-    if job.verifier is None:
+  if name == "fused":
+    if verifier is None:
       raise ValueError(
         "the verifier runs on the host, so that there is no fused step: take"
         " `fused` out of --programs"
       )
     return _Program(
-      functools.partial(step.fused_step, recipe, job.verifier),
-      (state, reference, prompts, group),
-      None,
+      lambda *args: step.fused_step(recipe, verifier, *args),
+      (state, reference, rollout.prompts, group),
+      (place.state, place.whole, place.batch, place.batch, None),
       donated=(0,),
     )
-
-  return {
-    "sample": lambda: _Program(
-      sample,
-      (state.params, prompts, state.key, state.step, group, state.step),
-      (state.opt_state, state.chain_state, reference),
-    ),
-    "score": lambda: _Program(
-      functools.partial(step.score_batch, recipe),
-      (state, reference, rollout, signals()),
-      None,
-    ),
-    "update": lambda: _Program(
-      functools.partial(step.score_and_update, recipe),
-      (state, reference, rollout, signals()),
-      None,
-      donated=(0,),
-    ),
-    "fused": fused,
-  }
+  arguments = (
+    state,
+    reference,
+    rollout,
+    abstract.abstract_signals(job, place),
+  )
+  if name == "score":
+    return _Program(
+      lambda *args: step.score_batch(recipe, *args), arguments, None
+    )
+  return _Program(
+    lambda *args: step.score_and_update(recipe, *args),
+    arguments,
+    (place.state, place.whole, None),
+    donated=(0,),
+  )
 
 
 def _out_of_memory(error: Exception) -> str | None:
@@ -192,9 +190,7 @@ def _out_of_memory(error: Exception) -> str | None:
   return " ".join((found.group() if found else text[:300]).split())
 
 
-def compile_program(
-  job: Job, mesh: Mesh, chip: Chip, name: str, *, rules: meshes.Rules
-) -> Report:
+def compile_program(job: Job, mesh: Mesh, chip: Chip, name: str) -> Report:
   """Returns what one program takes, by compiling it.
 
   Args:
@@ -202,7 +198,6 @@ def compile_program(
     mesh: of the topology's devices.
     chip: of the topology.
     name: one of PROGRAMS.
-    rules: which logical axis is cut on which axis of the mesh.
 
   Raises:
     ValueError: no such program, or a batch that doesn't divide over the mesh.
@@ -210,24 +205,22 @@ def compile_program(
       memory.
   """
   if name not in PROGRAMS:
-    raise ValueError(
-      f"--programs: {name!r} is none of {', '.join(PROGRAMS)}"
-    )
+    raise ValueError(f"--programs: {name!r} is none of {', '.join(PROGRAMS)}")
   num_devices = mesh.devices.size
   model_flops = step_flops(job.recipe, prompt_length=job.prompt_length)[name]
   begin = time.perf_counter()
-  with meshes.use(mesh, rules):
-    program = _programs(job, mesh)[name]()
-    resident = bytes_per_device(program.resident)
-    lowered = (
-      jax.jit(
-        program.function,
-        donate_argnums=program.donated,
-        out_shardings=_out_shardings(program, mesh),
-      )
-      .trace(*program.arguments)
-      .lower(lowering_platforms=("tpu",))
+  place = abstract.placement_of(job, mesh)
+  program = _program(job, place, name)
+  resident = bytes_per_device(program.resident)
+  lowered = (
+    place.jit(
+      program.function,
+      donate_argnums=program.donated,
+      out_shardings=program.out_shardings,
     )
+    .trace(*program.arguments)
+    .lower(lowering_platforms=("tpu",))
+  )
   memory = work = None
   flops = moved = float("nan")
   problem = ""
@@ -239,8 +232,8 @@ def compile_program(
       raise
     arguments = bytes_per_device(program.arguments)
     problem = (
-      f"{found} The arguments take {gib(arguments)} of it, the run's other"
-      f" arrays {gib(resident)} besides"
+      f"{found} The arguments take {size_text(arguments)} of it, the run's other"
+      f" arrays {size_text(resident)} besides"
     )
   else:
     memory = _memory(compiled, resident)
@@ -250,8 +243,8 @@ def compile_program(
     moved = costs.get("bytes accessed", moved)
     if memory.total > chip.usable_bytes:
       problem = (
-        f"{gib(memory.total)} in use where {gib(chip.usable_bytes)} of"
-        f" {chip.name}'s {gib(chip.hbm_bytes)} can be used"
+        f"{size_text(memory.total)} in use where {size_text(chip.usable_bytes)} of"
+        f" {chip.name}'s {size_text(chip.hbm_bytes)} can be used"
       )
   return Report(
     name=name,
@@ -264,16 +257,6 @@ def compile_program(
     listed_bytes=moved,
     compile_seconds=time.perf_counter() - begin,
   )
-
-
-def _out_shardings(program: _Program, mesh: Mesh) -> Any:
-  """Returns None, or the state's own shardings first where it is donated."""
-  if not program.donated:
-    return None
-  state = jax.tree.map(lambda x: x.sharding, program.arguments[0])
-  results = jax.eval_shape(program.function, *program.arguments)
-  del mesh
-  return (state, *(None for _ in results[1:]))
 
 
 def _memory(compiled: Any, resident: int) -> Memory:
@@ -292,10 +275,8 @@ def compile_programs(
   job: Job,
   devices: Sequence[Any],
   chip: Chip,
-  mesh_shape: meshes.MeshShape,
+  shape: meshes.MeshShape,
   names: Sequence[str],
-  *,
-  rules: meshes.Rules = meshes.RULES,
 ) -> list[Report]:
   """Returns what each program takes, in the order of their names.
 
@@ -303,19 +284,18 @@ def compile_programs(
     job: from `job_from_gin`.
     devices: of the topology.
     chip: theirs.
-    mesh_shape: how they are laid out.
+    shape: how they are laid out.
     names: of PROGRAMS.
-    rules: which logical axis is cut on which axis of the mesh.
 
   Raises:
     ValueError: as `compile_program`, or a mesh that doesn't cover the devices.
   """
-  mesh = sharding.make_mesh(mesh_shape, devices)
-  return [
-    compile_program(job, mesh, chip, name, rules=rules) for name in names
-  ]
+  mesh = meshes.make_mesh(shape, devices)
+  return [compile_program(job, mesh, chip, name) for name in names]
 
 
-def gib(count: float) -> str:
-  """Returns bytes as text, in GiB."""
+def size_text(count: float) -> str:
+  """Returns bytes as text, in MiB or GiB."""
+  if count < 1 << 30:
+    return f"{count / 2**20:.1f} MiB"
   return f"{count / 2**30:.2f} GiB"

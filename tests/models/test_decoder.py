@@ -180,16 +180,22 @@ def test_uneven_responses_need_a_group():
     )
 
 
-def test_prefill_and_decode_are_forward_responses():
+@pytest.mark.parametrize("stacked", [False, True])
+def test_prefill_and_decode_are_forward_responses(stacked):
   config = tiny.CONFIG
 
   @jax.jit
   def teacher_forced(params, late):
     last, (k, v) = models.prefill(params, config, PROMPTS.tokens, PROMPTS.mask)
-    layers = models.unstack_layers(params, config)
-    cache = [
-      (jnp.zeros((P * G, T, 2, 4)), jnp.zeros((P * G, T, 2, 4))) for _ in layers
-    ]
+    if stacked:
+      layers, prompt_cache = params["layers"], (k, v)
+      empty = jnp.zeros((2, P * G, T, 2, 4))
+      cache = empty, empty
+    else:
+      layers = models.unstack_layers(params, config)
+      prompt_cache = list(zip(k, v, strict=True))
+      empty = jnp.zeros((P * G, T, 2, 4))
+      cache = [(empty, empty) for _ in layers]
     lengths = PROMPTS.mask.sum(-1)[EVEN] + late
     out = [last[EVEN]]
     for t in range(T - 1):
@@ -201,7 +207,7 @@ def test_prefill_and_decode_are_forward_responses():
         jnp.int32(t),
         lengths,
         PROMPTS.mask,
-        list(zip(k, v, strict=True)),
+        prompt_cache,
         cache,
       )
       out.append(hidden)
