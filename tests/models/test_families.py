@@ -2,8 +2,8 @@
 
 `tests/reference/families` holds what make_families_transformers.py made: tiny
 checkpoints with each family's peculiarities switched on. Here they are read by
-`hf_names` and computed by the decoder. Greatest differences of logits, float32
-against float32, sizes up to 6: 1e-5 over all cases.
+`hf_names` and computed by the decoder. The greatest difference of logits, of
+sizes up to 6, float32 against float32, is 2e-5.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ FOLDER = pathlib.Path(__file__).parents[1] / "reference" / "families"
 CASES = sorted(p.stem for p in FOLDER.glob("*.npz"))
 # Sums of some hundred float32 products in another order.
 ATOL = 5e-5
-# What a peculiarity that is left out changes, at least: 400 times as much.
-SHOWS = 2e-2
+# What a peculiarity that is left out changes, at least: 10,000 times as much.
+SHOWS = 0.5
 pytestmark = pytest.mark.parity
 
 jit_forward = jax.jit(models.forward, static_argnums=1)
@@ -101,7 +101,7 @@ def test_logits_are_those_of_transformers(name):
 _OFF = [
   ("qwen2", {"rope_scaling": None}),
   ("qwen2", {"rope_scaling": {"attention_factor": 1.0}}),
-  ("qwen2", {"rope_scaling": {"beta_fast": 8.0}}),
+  ("qwen2", {"rope_scaling": {"beta_fast": 1.0}}),
   ("qwen2", {"rope_theta": 10_000.0}),
   ("qwen2", {"qkv_bias": False}),
   ("qwen2_windows", {"layer_pattern": ("global",)}),

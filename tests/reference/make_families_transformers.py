@@ -47,6 +47,9 @@ CASES = {
       "type": "yarn",
       "factor": 8.0,
       "original_max_position_embeddings": 12,
+      # So that the ramp lies within five pairs.
+      "beta_fast": 0.4,
+      "beta_slow": 0.05,
     },
     "max_position_embeddings": 96,
     "tie_word_embeddings": True,
@@ -177,6 +180,7 @@ def make(fields: dict, seed: int):
     "torch": importlib.metadata.version("torch"),
     "seed": seed,
     "least_margin": margin,
+    "architecture": type(model).__name__,
     "config": fields,
     # As version 5 writes it.
     "config_saved": json.loads(model.config.to_json_string(use_diff=False)),
