@@ -16,7 +16,7 @@ import sys
 
 import numpy as np
 
-from rlvr.data import tokenizer_json
+from rlvr.infra import tokenizer_json
 from rlvr.infra.safetensors_files import write_safetensors
 
 _HEADER = struct.Struct("<7i")
@@ -93,14 +93,17 @@ def read_tokenizer(data: memoryview, vocab_size: int) -> str:
   for i in range(vocab_size):
     score, length = struct.unpack_from("<fi", data, offset)
     offset += 8
-    text = bytes(data[offset : offset + length]).decode()
+    raw = bytes(data[offset : offset + length])
     offset += length
     kind = tokenizer_json.NORMAL
     if i < 3:
       text = ("<unk>", "<s>", "</s>")[i]
       kind = tokenizer_json.CONTROL if i else tokenizer_json.UNKNOWN
     elif i < 3 + 256:
-      kind = tokenizer_json.BYTE
+      # Stored as the byte itself, which a piece may be as well.
+      text, kind = f"<0x{i - 3:02X}>", tokenizer_json.BYTE
+    else:
+      text = raw.decode()
     tokens.append(text.replace(" ", "\u2581"))
     scores.append(score)
     kinds.append(kind)
