@@ -131,11 +131,11 @@ def config_from_huggingface(fields: Mapping[str, Any]) -> ModelConfig:
     ValueError: an architecture or a field that the decoder doesn't have, by
       name.
   """
-  kind = fields.get("model_type")
+  kind = str(fields.get("model_type"))
   if kind == "gemma3":
     # The inner config may leave out its own type.
     fields = {"model_type": "gemma3_text", **fields.get("text_config", {})}
-    kind = fields["model_type"]
+    kind = str(fields["model_type"])
   if kind not in FAMILIES:
     raise ValueError(
       f"model_type={kind!r} (architectures {fields.get('architectures')}) is"
