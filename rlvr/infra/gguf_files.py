@@ -97,4 +97,3 @@ class GGUFFile:
       kind = tensor.tensor_type.name
       found[kind] = found.get(kind, 0) + 1
     return found
-

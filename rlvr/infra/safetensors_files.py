@@ -41,9 +41,7 @@ class SafetensorsFolder:
     # found after half of the model is read.
     try:
       for name in sorted(set(self._file_of.values())):
-        self._files[name] = self._stack.enter_context(
-          _open(self.folder / name)
-        )
+        self._files[name] = self._stack.enter_context(_open(self.folder / name))
       self._check_index()
     except BaseException:
       self.close()
@@ -169,7 +167,8 @@ def write_safetensors(
       filled = 0
     shards[-1].append(name)
     filled += size
-  files, weight_map = [], {}
+  files: list[str] = []
+  weight_map: dict[str, str] = {}
   for i, names in enumerate(shards):
     file = SINGLE
     if len(shards) > 1:

@@ -119,7 +119,9 @@ def sentencepiece_bpe(
   """
   if len(scores) != len(tokens):
     raise ValueError(f"{len(scores)} scores for {len(tokens)} tokens")
-  unknown = [t for t, kind in zip(tokens, kinds, strict=True) if kind == UNKNOWN]
+  unknown = [
+    t for t, kind in zip(tokens, kinds, strict=True) if kind == UNKNOWN
+  ]
   if not unknown:
     raise ValueError("the vocabulary has no unknown token (kind 2)")
   pieces = {
@@ -218,7 +220,9 @@ def gguf_tokenizer(path: str | os.PathLike) -> tuple[str, dict[str, Any]]:
     ValueError: a kind of vocabulary that isn't known.
   """
   path = os.path.abspath(path)
-  return _gguf_tokenizer(path, os.path.getmtime(path) if os.path.exists(path) else 0)
+  return _gguf_tokenizer(
+    path, os.path.getmtime(path) if os.path.exists(path) else 0
+  )
 
 
 @functools.lru_cache(maxsize=4)

@@ -132,7 +132,9 @@ def huggingface_fields(gguf: GGUFFile) -> dict[str, Any]:
     "head_dim": get("attention.key_length", None)
     or get("embedding_length") // heads,
     # A float32 there: 1e-5 again, not 9.99999974737875e-06.
-    "rms_norm_eps": float(str(np.float32(get("attention.layer_norm_rms_epsilon")))),
+    "rms_norm_eps": float(
+      str(np.float32(get("attention.layer_norm_rms_epsilon")))
+    ),
     "rope_theta": float(get("rope.freq_base", 10_000.0)),
     "max_position_embeddings": get("context_length"),
     "tie_word_embeddings": "output.weight" not in names,
@@ -166,13 +168,17 @@ class _HuggingFaceView:
 
   def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
     there = self._there[name]
-    if not (self._reorders and name.endswith(("q_proj.weight", "k_proj.weight"))):
+    if not (
+      self._reorders and name.endswith(("q_proj.weight", "k_proj.weight"))
+    ):
       return self._gguf.read(there, index)
     # Whole heads are read: the reordering is within a head.
     size = self._config.head_dim
     start, stop, _ = index[0].indices(self.shape(name)[0])
     first, last = start // size, -(-stop // size)
-    rows = self._gguf.read(there, (slice(first * size, last * size), *index[1:]))
+    rows = self._gguf.read(
+      there, (slice(first * size, last * size), *index[1:])
+    )
     heads = rows.reshape(last - first, size // 2, 2, *rows.shape[1:])
     rows = heads.swapaxes(1, 2).reshape(rows.shape)
     return rows[start - first * size : stop - first * size]

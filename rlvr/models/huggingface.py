@@ -9,7 +9,6 @@ host holds one array beside the model at most. Names and layouts are in
 """
 
 import dataclasses
-import itertools
 import json
 import math
 import os
@@ -223,9 +222,9 @@ def _array(
   # Devices that hold the same part share one copy on the host.
   made: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
 
-  def part(index: tuple[slice, ...]) -> np.ndarray:
+  def part(index: tuple[slice, ...] | None) -> np.ndarray:
     bounds = tuple(
-      s.indices(n)[:2] for s, n in itertools.zip_longest(index, shape)
+      s.indices(n)[:2] for s, n in zip(index or (), shape, strict=True)
     )
     if bounds in made:
       return made[bounds]

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlvr.infra.checkpoints import restore_params
 from rlvr.models.config import ModelConfig
 from rlvr.models.decoder import abstract_params
 from rlvr.models.gguf_weights import config_from_gguf, load_gguf
@@ -109,6 +108,8 @@ def initial_params(
   """
   load = loader_of(path)
   if load is None:
+    from rlvr.infra.checkpoints import restore_params  # Orbax: seconds
+
     like = abstract_params(model)
     if shardings is not None:
       like = jax.tree.map(
