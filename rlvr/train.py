@@ -16,7 +16,7 @@ from rlvr.data import TaskSpec, open_source, required_vocab_size
 from rlvr.data.sources import TooLong
 from rlvr.evaluate import Evaluation, Evaluator
 from rlvr.infra import shards
-from rlvr.infra.checkpoints import Checkpoints, restore_params
+from rlvr.infra.checkpoints import Checkpoints
 from rlvr.infra.metrics import MetricLog, SampleLog
 from rlvr.infra.progress import Progress
 from rlvr.infra.report import write_report
@@ -100,7 +100,8 @@ def train(
     mesh: devices along (data, fsdp, tensor).
     rules: how parameters, state and batches lie on them.
     sampling_rules: the same while responses are sampled; None: as in training.
-    initial_params: checkpoint folder of another run; None draws them.
+    initial_params: a Hugging Face folder, a .gguf file, or the checkpoint
+      folder of another run; None draws them.
     keep: newest checkpoints kept.
     keep_best: best checkpoints kept besides.
     max_missing: greatest share of responses without a reward that a step may
@@ -182,8 +183,7 @@ def train(
         functools.partial(models.init, model), out_shardings=place.params
       )
       return draw(params_key)
-    like = sharding.abstract(models.abstract_params(model), place.params)
-    return restore_params(initial_params, like)
+    return models.initial_params(initial_params, model, shardings=place.params)
 
   # Before anything is written; a run that goes on has no use for them but as
   # its reference.
