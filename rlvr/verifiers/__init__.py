@@ -3,8 +3,8 @@
 - device verifiers (`exact`): pure functions of the `Rollout`, jitted with the
   step;
 - host verifiers (`host`): text in, NumPy `Signals` out, run in worker
-  processes (`pool`, `process`, `worker`) that import neither JAX nor
-  TensorFlow. What runs inside:
+  processes (`pool`, `dispatch`, `process`, `worker`), one set for all of a host
+  (`sharing`), that import neither JAX nor TensorFlow. What runs inside:
   - mathematics: `answers` finds an answer, `mathematics` compares two (with
     `notation`, `units`, `structures`, `algebra`, `costs`); `reasoning`;
   - code: `code`, `code_tests`, in a sandbox (`sandbox` and what it starts);
@@ -60,12 +60,12 @@ _OFFERS = {
   "judges": ("YesNoJudge",),
   "mixed": ("mixed_verifier",),
   "overlap": ("overlap_verifier",),
-  "pool": (
+  "jobs": (
     "Outcome",
-    "WorkerPool",
     "WorkerPoolError",
   ),
   "policy_judge": ("PolicyJudge",),
+  "pool": ("WorkerPool",),
   "rating": ("rating_verifier",),
   "reasoning_instructions": ("reasoning_instruction_verifier",),
   "rubrics": ("rubric_verifier",),

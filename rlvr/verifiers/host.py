@@ -10,9 +10,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from rlvr.types import Signals, Verdict
+from rlvr.verifiers.jobs import Outcome
 from rlvr.verifiers.mathematics import DEFAULT_SOURCES, Source
 from rlvr.verifiers.parts import FurtherRewards, Parts
-from rlvr.verifiers.pool import Outcome
 from rlvr.verifiers.sharing import give_back, take_pool
 
 # What becomes of a response that did not end by itself:
@@ -149,7 +149,7 @@ class PoolVerifier:
   ):
     """Starts the workers, without waiting for them.
 
-    Verifiers of the same function, arguments and limits share their workers.
+    All verifiers of a host share their workers, see `sharing`.
 
     Args:
       function: "module:name" of what makes the item function.
