@@ -12,6 +12,7 @@ from rlvr.evaluation.metrics import pass_at_k, wilson_interval
 from rlvr.models import ModelConfig
 from rlvr.sampling import Sampling, sample
 from rlvr.types import Array, Params, Rollout, Signals, Verdict
+from rlvr.verifiers.host import give_policy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,6 +130,8 @@ class Evaluator:
       params: the policy's parameters.
       key: PRNG key of the samples for pass@k; greedy takes none.
     """
+    if not self._on_device:
+      give_policy(self._verifier, params)
     limit = self._evaluation.max_prompts or self._source.num_examples
     greedy, lengths, finished = [], [], []
     right, known = [], []

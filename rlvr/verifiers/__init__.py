@@ -14,7 +14,7 @@
 - on the spot, without workers (`spot`): `host.exact_text_verifier`,
   `arithmetic`, and those of the above that say so;
 - judges (`judge_protocol`, `judges`, `judge_clients`, `policy_judge`): models
-  that are asked. `hybrid` asks them about the rule's negatives alone, `rating`
+  that are asked; `policy_answers`, the policy in training. `hybrid` asks them about the rule's negatives alone, `rating`
   and `rubrics` make rewards of what they say, `trust_judge` has the formulas.
 
 Submodules are imported on first use, because workers import this package too.
