@@ -18,6 +18,8 @@ _AFTER = {
   "arithmetic_pairs": ("arithmetic",),
   "arithmetic_mixture": ("arithmetic",),
   "coin_flips": ("arithmetic",),
+  "aqua_second_answer": ("aqua",),
+  "policy_judge": ("arithmetic",),
   "sentencepiece": ("gsm8k",),
   "huggingface": ("gsm8k",),
 }

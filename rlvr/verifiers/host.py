@@ -5,14 +5,14 @@ import concurrent.futures
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from rlvr.types import Signals, Verdict
+from rlvr.types import Params, Signals, Verdict
+from rlvr.verifiers.jobs import Outcome
 from rlvr.verifiers.mathematics import DEFAULT_SOURCES, Source
 from rlvr.verifiers.parts import FurtherRewards, Parts
-from rlvr.verifiers.pool import Outcome
 from rlvr.verifiers.sharing import give_back, take_pool
 
 # What becomes of a response that did not end by itself:
@@ -38,7 +38,8 @@ class HostVerifier(Protocol):
   """What the split step calls between sampling and scoring.
 
   `start` returns at once, so that the device can sample the next batch
-  meanwhile; `verify` is `start(...).result()`.
+  meanwhile; `verify` is `start(...).result()`. A verifier that asks the policy
+  in training has `use_policy` besides, see `AsksPolicy`.
 
   Args of both:
     responses: text of each response, without the end token, length B.
@@ -67,6 +68,29 @@ class HostVerifier(Protocol):
   ) -> Pending: ...
 
   def close(self) -> None: ...
+
+
+@runtime_checkable
+class AsksPolicy(Protocol):
+  """A host verifier, or a part of one, that asks the policy in training."""
+
+  def use_policy(self, params: Params) -> None:
+    """Takes the parameters that the batches started from now on are asked with.
+
+    They are valid until the signals of the last such batch were waited for: an
+    update donates them. Whoever keeps them longer must copy them.
+    """
+
+
+def give_policy(verifier: Any, params: Params) -> None:
+  """Gives a verifier the policy's present parameters, if it asks for them.
+
+  Args:
+    verifier: a `HostVerifier`, or a part of one.
+    params: of the policy in training.
+  """
+  if isinstance(verifier, AsksPolicy):
+    verifier.use_policy(params)
 
 
 def verdict_reward(verdict: Verdict) -> float:
@@ -149,7 +173,7 @@ class PoolVerifier:
   ):
     """Starts the workers, without waiting for them.
 
-    Verifiers of the same function, arguments and limits share their workers.
+    All verifiers of a host share their workers, see `sharing`.
 
     Args:
       function: "module:name" of what makes the item function.

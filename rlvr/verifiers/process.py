@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from typing import IO, Any
 
 _WORKER = str(pathlib.Path(__file__).with_name("worker.py"))
@@ -34,19 +33,8 @@ class WorkerProcess:
   children with it. Its stdout goes nowhere, of its stderr the tail is kept.
   """
 
-  def __init__(
-    self,
-    function: str,
-    kwargs: Mapping[str, Any],
-    *,
-    address_space: int | None,
-  ):
-    """Starts the process.
-
-    Args:
-      function: "module:name" of what makes the item function.
-      kwargs: its arguments, JSON.
-      address_space: bytes (RLIMIT_AS), None for no limit.
+  def __init__(self) -> None:
+    """Starts the process; what it is to load and to run, `send` says.
 
     Raises:
       OSError: the process can't be started.
@@ -79,14 +67,7 @@ class WorkerProcess:
     self._unsent = bytearray()
     self._unread = bytearray()
     self._last_words = b""
-    self.send(
-      {
-        "function": function,
-        "kwargs": dict(kwargs),
-        "path": [entry or os.getcwd() for entry in sys.path],
-        "address_space": address_space,
-      }
-    )
+    self.send([entry or os.getcwd() for entry in sys.path])
 
   def send(self, message: Any) -> None:
     """Sends a message, or what of it the socket takes now."""

@@ -5,12 +5,11 @@ kept, its answer cut off, the question's options change places, and whoever
 answers says which letter comes next. `rlvr.rewards.answer_consistency` makes one
 reward of both answers.
 
-Left to the caller is who answers: `ask` takes prompts and labels and returns the
-log-probabilities of each label as the continuation. To be the paper's it must be
-the policy being trained, at its present parameters (teacher forcing: one forward
-pass over each prompt, log-probs of the labels' tokens at its end); a frozen
-copy, or any server that gives log-probs, asks something else, whether the
-reasoning convinces others.
+Who answers is an argument: `ask` takes prompts and labels and returns the
+log-probabilities of each label as the continuation. The paper's is the policy
+being trained, at its present parameters: `policy_answers.policy_answers`. A
+frozen copy, or any server that gives log-probs, asks something else, whether
+the reasoning convinces others.
 """
 
 import concurrent.futures
@@ -21,14 +20,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlvr.types import Signals, Verdict
+from rlvr.types import Params, Signals, Verdict
 from rlvr.verifiers.choice import (
   option_order,
   options_by_label,
   original_label,
   reordered,
 )
-from rlvr.verifiers.host import HostVerifier, Pending
+from rlvr.verifiers.host import HostVerifier, Pending, give_policy
 
 # (prompts, labels of each) -> log-probs of each label as continuation, nats;
 # None where it could not say. Called in another thread, one call at a time.
@@ -38,6 +37,7 @@ Ask = Callable[
 ]
 
 TEMPLATE = "{question}\n{options}\n{reasoning}"
+OPTION = "{label}) {text}"
 
 
 class SecondQuestion(NamedTuple):
@@ -78,6 +78,7 @@ def second_question(
   *,
   seed: int,
   template: str = TEMPLATE,
+  option: str = OPTION,
 ) -> SecondQuestion:
   """Returns the question with its options shuffled and the reasoning given.
 
@@ -91,7 +92,9 @@ def second_question(
     reference: label of the right option.
     reasoning: from `reasoning_of`.
     seed: of the run.
-    template: with {question}, {options} and {reasoning} as the last thing.
+    template: with {question}, {options} and {reasoning} as the last thing; the
+      prompt's own form, or the policy is asked in one that it doesn't know.
+    option: a line of the options, with {label} and {text}.
 
   Raises:
     ValueError: see `choice.options_by_label`; the reference is no option.
@@ -101,7 +104,10 @@ def second_question(
     raise ValueError(f"reference {reference!r} is none of {list(labelled)}")
   order = option_order(len(labelled), seed=seed, key=question)
   shuffled = reordered(labelled, order)
-  lines = "\n".join(f"{label}) {text}" for label, text in shuffled.items())
+  lines = "\n".join(
+    option.replace("{label}", label).replace("{text}", text)
+    for label, text in shuffled.items()
+  )
   (right,) = (
     label
     for label in labelled
@@ -149,6 +155,7 @@ class SecondAnswerVerifier:
     delimiter: str,
     seed: int,
     template: str,
+    option: str,
     second: str,
   ):
     if not delimiter:
@@ -161,12 +168,24 @@ class SecondAnswerVerifier:
         f"second_answer_verifier.template={template!r}: it must end with"
         " {reasoning}, which is continued"
       )
+    if "{label}" not in option or "{text}" not in option:
+      raise ValueError(
+        f"second_answer_verifier.option={option!r}: it needs {{label}} and"
+        " {text}"
+      )
     if second == first.name:
       raise ValueError(f"second={second!r} is the first reward's name too")
     self.name, self.second = first.name, second
     self._first, self._ask = first, ask
-    self._delimiter, self._seed, self._template = delimiter, seed, template
+    self._delimiter, self._seed = delimiter, seed
+    self._forms = {"template": template, "option": option}
     self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+
+  def use_policy(self, params: Params) -> None:
+    """See `host.AsksPolicy`."""
+    give_policy(self._first, params)
+    # On the thread, behind the batches before.
+    self._thread.submit(give_policy, self._ask, params).result()
 
   def start(self, responses, references, metadata, finished) -> Pending:
     """See `HostVerifier`."""
@@ -225,7 +244,7 @@ class SecondAnswerVerifier:
       reference.strip().upper(),
       reasoning,
       seed=self._seed,
-      template=self._template,
+      **self._forms,
     )
 
 
@@ -236,6 +255,7 @@ def second_answer_verifier(
   delimiter: str,
   seed: int,
   template: str = TEMPLATE,
+  option: str = OPTION,
   second: str = "second",
 ) -> SecondAnswerVerifier:
   """Returns a verifier of multiple choice that asks a second time.
@@ -252,6 +272,7 @@ def second_answer_verifier(
     delimiter: see `reasoning_of`.
     seed: see `second_question`.
     template: see `second_question`.
+    option: see `second_question`.
     second: name of the second answer's reward.
 
   Raises:
@@ -264,5 +285,6 @@ def second_answer_verifier(
     delimiter=delimiter,
     seed=seed,
     template=template,
+    option=option,
     second=second,
   )

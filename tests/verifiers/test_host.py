@@ -15,7 +15,7 @@ from rlvr.verifiers import (
   verdict_counts,
 )
 from rlvr.verifiers.host import read_outcome
-from rlvr.verifiers.pool import Outcome
+from rlvr.verifiers.jobs import Outcome
 from rlvr.verifiers.reasoning import text_between
 
 SCRIPTED = "tests.verifiers.items:make_echo_math"
