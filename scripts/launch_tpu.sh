@@ -84,26 +84,13 @@ while [ $# -gt 0 ]; do
       command=$1; shift; continue ;;
   esac
   case $option in
-    --project) project=$value ;;
-    --zone) zone=$value ;;
-    --name) name=$value ;;
-    --accelerator_type) accelerator_type=$value ;;
-    --runtime_version) runtime_version=$value ;;
-    --bucket) bucket=$value ;;
-    --run_name) run_name=$value ;;
-    --git_url) git_url=$value ;;
-    --git_ref) git_ref=$value ;;
     --copy) copies+=("$value") ;;
-    --fetch_to) fetch_to=$value ;;
-    --host) host=$value ;;
-    --poll_seconds) poll_seconds=$value ;;
-    --max_restarts) max_restarts=$value ;;
-    --max_failures) max_failures=$value ;;
     --create_flag) create_flags+=("$value") ;;
     --ssh_flag) ssh_flags+=("$value") ;;
-    --image) image=$value ;;
-    --cluster) cluster=$value ;;
-    --service_account) service_account=$value ;;
+    --project | --zone | --name | --accelerator_type | --runtime_version | \
+      --bucket | --run_name | --git_url | --git_ref | --fetch_to | --host | \
+      --poll_seconds | --max_restarts | --max_failures | --image | --cluster | \
+      --service_account) printf -v "${option#--}" %s "$value" ;;
     *) die "unknown option $option; see --help" 2 ;;
   esac
 done

@@ -86,6 +86,17 @@ copy_up() {
       "$log" "$bucket/$run_name/host-0.log" || true
 }
 
+copy_now_and_then() {
+  local nap=""
+  trap 'kill "$nap"; exit' TERM
+  while :; do
+    sleep "${RLVR_COPY_SECONDS:-60}" &
+    nap=$!
+    wait "$nap"
+    copy_up
+  done
+}
+
 copy_down() {
   # Nothing there is what the first start finds; any other trouble must stop.
   if gcloud storage ls "$bucket/$run_name/run/" >/dev/null 2>&1; then
@@ -106,7 +117,7 @@ run() {
     flags+=("--gin.train.train.checkpoint_dir='$bucket/$run_name/checkpoints'")
     if [ "$host" = 0 ]; then
       [ -z "$resume" ] || copy_down
-      (while sleep "${RLVR_COPY_SECONDS:-60}"; do copy_up; done) &
+      copy_now_and_then &
       copier=$!
     fi
   fi
@@ -132,13 +143,16 @@ run() {
 
 stop() {
   local pid="$runs/$run_name.pid" tries=0
-  while alive "$pid"; do
-    # The whole group: verifier processes and the copier, too.
-    kill -s "$([ $tries -lt 30 ] && echo TERM || echo KILL)" -- \
-      "-$(cat "$pid")" 2>/dev/null || true
-    sleep 1
-    tries=$((tries + 1))
-  done
+  if alive "$pid"; then
+    # To the leader alone, once: the last copy to the bucket must not be hit.
+    kill -TERM "$(cat "$pid")" 2>/dev/null || true
+    while alive "$pid" && [ $tries -lt 300 ]; do
+      sleep 0.2
+      tries=$((tries + 1))
+    done
+    # Whatever is left of the group, such as verifier processes.
+    kill -KILL -- "-$(cat "$pid")" 2>/dev/null || true
+  fi
   rm -f "$pid"
 }
 
