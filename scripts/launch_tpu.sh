@@ -147,26 +147,16 @@ describe_slice() {
   case $kind in
     v5litepod | v6e)
       case $size in
-        1) topology=1x1 chips_per_host=1 ;;
-        4) topology=2x2 ;;
-        8) topology=2x4 chips_per_host=8 ;;
-        16) topology=4x4 ;;
-        32) topology=4x8 ;;
-        64) topology=8x8 ;;
-        128) topology=8x16 ;;
-        256) topology=16x16 ;;
+        1) topology=1x1 chips_per_host=1 ;; 4) topology=2x2 ;;
+        8) topology=2x4 chips_per_host=8 ;; 16) topology=4x4 ;;
+        32) topology=4x8 ;; 64) topology=8x8 ;;
+        128) topology=8x16 ;; 256) topology=16x16 ;;
       esac ;;
     v4 | v5p) # named by cores, two on a chip
       case $size in
-        8) topology=2x2x1 ;;
-        16) topology=2x2x2 ;;
-        32) topology=2x2x4 ;;
-        64) topology=2x4x4 ;;
-        128) topology=4x4x4 ;;
-        256) topology=4x4x8 ;;
-        512) topology=4x8x8 ;;
-        1024) topology=8x8x8 ;;
-        2048) topology=8x8x16 ;;
+        8) topology=2x2x1 ;; 16) topology=2x2x2 ;; 32) topology=2x2x4 ;;
+        64) topology=2x4x4 ;; 128) topology=4x4x4 ;; 256) topology=4x4x8 ;;
+        512) topology=4x8x8 ;; 1024) topology=8x8x8 ;; 2048) topology=8x8x16 ;;
       esac
       [ -z "$topology" ] || chips=$((size / 2)) ;;
   esac
@@ -341,8 +331,10 @@ fetch() {
   local to=$fetch_to/$run_name
   step mkdir -p "$to"
   if [ -n "$bucket" ]; then # there even when the slice is gone
-    step gcloud storage rsync --recursive "$bucket/$run_name/run" "$to" &&
-      step gcloud storage cp "$bucket/$run_name/host-0.log" "$to.log"
+    step gcloud storage rsync --recursive "$bucket/$run_name/run" "$to" && {
+      step gcloud storage cp "$bucket/$run_name/host-0.log" "$to.log" ||
+        note "no log in the bucket: pods have theirs in kubectl logs"
+    }
   else
     # tar's status 1: a file grew meanwhile.
     on_hosts 0 "tar -C rlvr-runs -czf rlvr-fetch.tar.gz --exclude=$run_name/checkpoints $run_name $run_name.log || [ \$? = 1 ]" &&
