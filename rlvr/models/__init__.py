@@ -1,6 +1,6 @@
 """One decoder, seen as pure functions over a parameter pytree."""
 
-from rlvr.models.config import ModelConfig
+from rlvr.models.config import ModelConfig, RopeScaling
 from rlvr.models.decoder import (
   abstract_params,
   decode,
@@ -19,6 +19,7 @@ from rlvr.models.heads import TokenStatistics, token_statistics
 
 __all__ = [
   "ModelConfig",
+  "RopeScaling",
   "TokenStatistics",
   "abstract_params",
   "decode",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlvr import models
-from rlvr.models import decoder
+from rlvr.models import decoder, layers
 from tests import tiny
 from tests.compare import must_fail
 from tests.models import numpy_decoder
@@ -90,9 +90,16 @@ def test_parity_with_numpy_whatever_the_padding(name):
 
 def test_rms_norm_by_hand():
   # mean(3², 4²) = 12.5 and ε = 3.5: both are divided by 4, then scaled.
-  norm = decoder.RMSNorm(2, 3.5, "embed")
+  config = tiny.config(norm_epsilon=3.5)
+  norm = layers.RMSNorm(2, config, "embed")
   norm.scale[...] = jnp.array([2.0, 10.0])
   close(norm(jnp.array([[3.0, 4.0]])), [[3 / 4 * 2, 4 / 4 * 10]])
+  # Gemma: 1 is added to the scale, which starts at 0.
+  config = tiny.config(norm_epsilon=3.5, norm_offset=1.0)
+  norm = layers.RMSNorm(2, config, "embed")
+  assert not np.any(norm.scale[...])
+  norm.scale[...] = jnp.array([2.0, 10.0])
+  close(norm(jnp.array([[3.0, 4.0]])), [[3 / 4 * 3, 4 / 4 * 11]])
 
 
 def on_the_concatenation(params, config, group):
@@ -135,8 +142,8 @@ def _shifted_prompt(monkeypatch):
 def _leaking_padding(monkeypatch):
   real = decoder.attend_shared
 
-  def leak(q, pk, pv, prompt_mask, k, v, mask):
-    return real(q, pk, pv, prompt_mask | True, k, v, mask)
+  def leak(q, pk, pv, prompt_mask, k, v, mask, **scores):
+    return real(q, pk, pv, prompt_mask | True, k, v, mask, **scores)
 
   monkeypatch.setattr(decoder, "attend_shared", leak)
 
@@ -144,8 +151,8 @@ def _leaking_padding(monkeypatch):
 def _leaking_future(monkeypatch):
   real = decoder.attend_shared
 
-  def leak(q, pk, pv, prompt_mask, k, v, mask):
-    return real(q, pk, pv, prompt_mask, k, v, mask | True)
+  def leak(q, pk, pv, prompt_mask, k, v, mask, **scores):
+    return real(q, pk, pv, prompt_mask, k, v, mask | True, **scores)
 
   monkeypatch.setattr(decoder, "attend_shared", leak)
 
