@@ -288,6 +288,44 @@ def f(x):
   assert found["steps"]["tests"] == [0.0, 1.0]
 
 
+def test_values_that_may_not_be_compared_are_wrong_not_unknown(check):
+  # A program that could make its verifier fail would not be wrong, but masked.
+  program = "import decimal\ndef f(x): return decimal.Decimal('sNaN')"
+  for test in (
+    {"assert": "assert f(1) == 2"},
+    {"function": "f", "arguments": [1], "expected": 2},
+    {"assert": "assert f(1) in (2, 3)"},
+  ):
+    assert verdict(check, program, test) == "WRONG"
+
+
+def test_a_program_cannot_break_the_messages_between_the_sandboxes(check):
+  # Its Decimal comes back to it as an argument, which no message carries.
+  program = "import decimal\ndef f(x): return decimal.Decimal('1.5')"
+  test = {"assert": "y = f(1)\nassert f(y) == 1"}
+  assert verdict(check, program, test, functions=["f"]) == "WRONG"
+  # The test's own Decimal is not the program's fault.
+  own = {"assert": "from decimal import Decimal as D\nassert f(D(1)) < 9"}
+  found = check(item(GOOD, own, functions=["f"]))
+  assert found["verdict"] == "VERIFIER_FAILED"
+  assert "isn't plain data" in found["detail"]
+
+
+def test_a_test_that_speaks_of_syntax_says_nothing_about_the_program(check):
+  test = {"assert": "assert f(1) + 0 == 3, 'syntax of the result'"}
+  found = check(item(GOOD, *two(), test, functions=["f"]))
+  assert found["verdict"] == "WRONG"
+  assert found["steps"]["tests"] == [1.0, 1.0, 0.0]
+
+
+def test_a_share_is_unknown_where_a_test_is(check, sharing):
+  broken = {"assert": "import nothing\nassert f(1)"}
+  tests = [*two(), broken]
+  assert sharing(item(BAD, *tests))["verdict"] == "VERIFIER_FAILED"
+  assert sharing(item(GOOD, *tests))["verdict"] == "VERIFIER_FAILED"
+  assert check(item(BAD, *tests))["verdict"] == "WRONG"  # whatever it says
+
+
 # As a host verifier.
 
 
