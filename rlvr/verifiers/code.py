@@ -4,7 +4,8 @@ A test of a program is one of
 
     {"stdin": text, "stdout": text}          the whole program is run
     {"function": name, "arguments": [...], "expected": value}
-                                             as JSON has it: lists for tuples
+                                             as JSON has it: lists for tuples,
+                                             texts for keys
     {"assert": Python text}                  see `code_tests`
 
 In all three, the program gets the input and its sandbox the input alone: what is
@@ -19,6 +20,7 @@ answer from memory; and where a test says little (`assert f(3)`), guess.
 Runs in worker processes, but for `code_verifier`: standard library only.
 """
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -196,12 +198,18 @@ def _compare(answer: Answer, expected: Any, how: str) -> Result:
 
 
 def _listed(value: Any) -> Any:
-  """Returns a value with lists for its tuples, as JSON has it."""
+  """Returns a value as JSON has it: lists for tuples, texts for keys."""
   if isinstance(value, (list, tuple)):
     return [_listed(v) for v in value]
   if isinstance(value, dict):
-    return {k: _listed(v) for k, v in value.items()}
+    return {_key(k): _listed(v) for k, v in value.items()}
   return value
+
+
+def _key(key: Any) -> Any:
+  """Returns a mapping's key as JSON writes it."""
+  plain = key is None or isinstance(key, (bool, int, float))
+  return json.dumps(key) if plain else key
 
 
 def make_code_checker(

@@ -75,7 +75,9 @@ HALF = "def f(x): return 2 * x"  # right for 1 alone
   ("text", "source", "program", "malformed"),
   [
     ("```python\na\n```", "fenced", "a", False),
-    ("x\n```\na\n```\ny\n  ```py\n b\nc\n  ```  \nz", "fenced", " b\nc", False),
+    ("x\n```\na\n```\ny\n  ```py\n b\nc\n  ```  \nz", "fenced", "b\nc", False),
+    ("1. so:\n   ```py\n   a:\n     b\n\n   c\n   ```", "fenced", "a:\n  b\n\nc", False),
+    ("```\n  a\n```", "fenced", "  a", False),
     ("```python\na\n", "fenced", None, True),
     ("```\na\n```\n```\nb", "fenced", None, True),
     ("a", "fenced", None, False),
@@ -201,6 +203,9 @@ def test_json_has_lists_for_tuples(check):
   }
   assert verdict(check, "def f(x): return x, {'a': ()}", test) == "CORRECT"
   assert verdict(check, "def f(x): return x, {'a': 0}", test) == "WRONG"
+  keys = {"function": "f", "arguments": [], "expected": {"1": 2, "null": 0}}
+  assert verdict(check, "def f(): return {1: 2, None: 0}", keys) == "CORRECT"
+  assert verdict(check, "def f(): return {2: 2, None: 0}", keys) == "WRONG"
   assertion = {"assert": "assert f([1, 2]) == [[1, 2], {'a': []}]"}
   assert verdict(check, "def f(x): return x, {'a': ()}", assertion) == "WRONG"
 
