@@ -3,18 +3,16 @@
 from rlvr.models.config import ModelConfig, RopeScaling
 from rlvr.models.decoder import (
   abstract_params,
-  decode,
   forward,
   forward_responses,
   init,
   logical_axes,
   logits,
   num_params,
-  prefill,
   unembedding,
-  unstack_layers,
   values,
 )
+from rlvr.models.decoding import decode, prefill
 from rlvr.models.heads import TokenStatistics, token_statistics
 
 __all__ = [
@@ -32,6 +30,5 @@ __all__ = [
   "prefill",
   "token_statistics",
   "unembedding",
-  "unstack_layers",
   "values",
 ]

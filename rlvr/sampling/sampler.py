@@ -5,8 +5,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from rlvr.models import ModelConfig, decode, logits, prefill, unstack_layers
-from rlvr.sampling.filters import draw, filtered_logprobs
+from rlvr.models import ModelConfig, logits, prefill
+from rlvr.models.decoding import Reading, layers_to_read, take_rows
+from rlvr.sampling.filters import draw, filtered_logprobs, likeliest
+from rlvr.sampling.slots import decode_all, decode_queued, first_tokens
 from rlvr.segments import step_indices
 from rlvr.types import Array, Params, Prompts, Rollout
 
@@ -28,6 +30,9 @@ class Sampling:
   min_p: float = 0.0
   step_delimiters: tuple[int, ...] = ()  # tokens that end a reasoning step
   max_steps: int = 1  # K
+  # Responses that decode at a time; one that ends makes room for the next.
+  # 0: all of a batch.
+  slots: int = 0
 
   def __post_init__(self):
     checks = (
@@ -37,6 +42,7 @@ class Sampling:
       ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
       ("min_p", 0 <= self.min_p < 1, "in [0, 1)"),
       ("max_steps", self.max_steps >= 1, "at least 1"),
+      ("slots", self.slots >= 0, "0 (as many as responses) or more"),
     )
     for name, good, want in checks:
       if not good:
@@ -114,29 +120,21 @@ def sample(
   keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(response_ids)
   uniform = jax.vmap(lambda k: jax.random.uniform(k, (T,)))(keys)
 
-  last_hidden, (prompt_k, prompt_v) = prefill(
+  last_hidden, prompt_cache = prefill(
     params, config, prompts.tokens, prompts.mask
   )
-  prompt_mask = prompts.mask
-  if not even:
-    # Uneven groups: the prompt's keys are gathered for each response.
-    prompt_k, prompt_v = prompt_k[:, group], prompt_v[:, group]
-    prompt_mask = prompt_mask[group]
-  prompt_cache = [
-    (prompt_k[layer], prompt_v[layer]) for layer in range(config.num_layers)
-  ]
-  layers = unstack_layers(params, config)
-  prompt_lengths = prompts.mask.sum(-1, dtype=jnp.int32)[group]
-  dtype = jnp.dtype(config.compute_dtype)
-  shape = (B, T, config.num_kv_heads, config.head_dim)
-  cache = [
-    (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-    for _ in range(config.num_layers)
-  ]
+  prompt_lengths = prompts.mask.sum(-1, dtype=jnp.int32)
+  reading = Reading(
+    trunk=params["trunk"],
+    layers=layers_to_read(params, config),
+    prompts=prompt_cache,
+    prompt_mask=prompts.mask,
+    prompt_lengths=prompt_lengths,
+  )
 
   def pick(z, u):
     if sampling.temperature == 0:
-      return jnp.argmax(z, axis=-1).astype(jnp.int32), jnp.zeros(z.shape[:1])
+      return likeliest(z), jnp.zeros(z.shape[:1])
     logprobs = filtered_logprobs(
       z,
       temperature=sampling.temperature,
@@ -147,64 +145,38 @@ def sample(
     token = draw(logprobs, u)
     return token, jnp.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0]
 
-  def put(array, column, t):
-    return jax.lax.dynamic_update_slice_in_dim(
-      array, column[:, None], t, axis=1
-    )
-
-  def record(t, z, ended, tokens, mask, logprobs):
-    u = jax.lax.dynamic_index_in_dim(uniform, t, axis=1, keepdims=False)
-    token, logprob = pick(z, u)
-    token = jnp.where(ended, sampling.pad_id, token)
-    logprob = jnp.where(ended, 0.0, logprob)
-    tokens, mask = put(tokens, token, t), put(mask, ~ended, t)
-    logprobs = put(logprobs, logprob, t)
-    return token, ended | (token == sampling.end_id), tokens, mask, logprobs
-
+  ids = {"end_id": sampling.end_id, "pad_id": sampling.pad_id}
   z = logits(params, config, last_hidden)[group]
-  token, ended, tokens, mask, logprobs = record(
-    jnp.int32(0),
-    z,
-    jnp.zeros((B,), bool),
-    jnp.full((B, T), sampling.pad_id, jnp.int32),
-    jnp.zeros((B, T), bool),
-    jnp.zeros((B, T), jnp.float32),
-  )
-
-  def going(carry):
-    t, _, ended, *_ = carry
-    return (t < T) & ~ended.all()
-
-  def body(carry):
-    t, token, ended, tokens, mask, logprobs, cache = carry
-    hidden, cache = decode(
-      params,
-      layers,
+  first = first_tokens(z, uniform, pick, **ids)
+  if 0 < sampling.slots < B:
+    drawn = decode_queued(
+      reading,
       config,
-      token,
-      t - 1,
-      prompt_lengths,
-      prompt_mask,
-      prompt_cache,
-      cache,
+      first,
+      group,
+      uniform,
+      pick,
+      num_slots=sampling.slots,
+      **ids,
     )
-    token, ended, tokens, mask, logprobs = record(
-      t, logits(params, config, hidden), ended, tokens, mask, logprobs
-    )
-    return t + 1, token, ended, tokens, mask, logprobs, cache
-
-  carry = (jnp.int32(1), token, ended, tokens, mask, logprobs, cache)
-  _, _, ended, tokens, mask, logprobs, _ = jax.lax.while_loop(
-    going, body, carry
-  )
+  else:
+    reading = reading._replace(prompt_lengths=prompt_lengths[group])
+    if not even:
+      # Uneven groups: the prompt's keys are gathered for each response.
+      reading = reading._replace(
+        prompts=take_rows(prompt_cache, group, config),
+        prompt_mask=prompts.mask[group],
+      )
+    drawn = decode_all(reading, config, first, uniform, pick, **ids)
+  mask = jnp.arange(T, dtype=jnp.int32)[None] < drawn.lengths[:, None]
   return Rollout(
     prompts=prompts,
-    tokens=tokens,
+    tokens=drawn.tokens,
     completion_mask=mask,
-    behavior_logprobs=logprobs,
+    behavior_logprobs=drawn.logprobs,
     group=group,
     step_index=step_indices(
-      tokens, mask, sampling.step_delimiters, sampling.max_steps
+      drawn.tokens, mask, sampling.step_delimiters, sampling.max_steps
     ),
-    finished=ended,
+    finished=drawn.finished,
   )
