@@ -13,7 +13,7 @@ from rlvr import models
 from rlvr.data import TaskSpec, open_source, required_vocab_size
 from rlvr.data.sources import TooLong
 from rlvr.evaluate import Evaluation, Evaluator
-from rlvr.infra.checkpoints import Checkpoints, restore_params
+from rlvr.infra.checkpoints import Checkpoints
 from rlvr.infra.metrics import MetricLog, SampleLog
 from rlvr.infra.progress import Progress
 from rlvr.infra.report import write_report
@@ -89,7 +89,8 @@ def train(
     top_k: 0 is off.
     top_p: 1 is off.
     min_p: 0 is off.
-    initial_params: checkpoint folder of another run; None draws them.
+    initial_params: a Hugging Face folder, a .gguf file, or the checkpoint
+      folder of another run; None draws them.
     keep: newest checkpoints kept.
     keep_best: best checkpoints kept besides.
     max_missing: greatest share of responses without a reward that a step may
@@ -158,7 +159,7 @@ def train(
   if initial_params is None:
     params = jax.jit(models.init, static_argnums=0)(model, params_key)
   else:
-    params = restore_params(initial_params, models.abstract_params(model))
+    params = models.initial_params(initial_params, model)
   reference = jax.tree.map(lambda x: x.copy(), params)
   setup = setup._replace(reference=reference if loop.use_reference else None)
   # All on one committed placement: drawn, restored and updated states are then

@@ -13,21 +13,34 @@ from rlvr.models.decoder import (
   values,
 )
 from rlvr.models.decoding import decode, prefill
+from rlvr.models.gguf_weights import load_gguf
 from rlvr.models.heads import TokenStatistics, token_statistics
+from rlvr.models.huggingface import load_huggingface, save_huggingface
+from rlvr.models.pretrained import (
+  config_from_folder,
+  initial_params,
+  load_pretrained,
+)
 
 __all__ = [
   "ModelConfig",
   "RopeScaling",
   "TokenStatistics",
   "abstract_params",
+  "config_from_folder",
   "decode",
   "forward",
   "forward_responses",
   "init",
+  "initial_params",
+  "load_gguf",
+  "load_huggingface",
+  "load_pretrained",
   "logical_axes",
   "logits",
   "num_params",
   "prefill",
+  "save_huggingface",
   "token_statistics",
   "unembedding",
   "values",
