@@ -22,6 +22,9 @@ _AFTER = {
   "policy_judge": ("arithmetic",),
   "sentencepiece": ("gsm8k",),
   "huggingface": ("gsm8k",),
+  "chat_chatml": ("gsm8k", "huggingface"),
+  "chat_gemma": ("gsm8k", "huggingface"),
+  "chat_llama3": ("gsm8k", "huggingface"),
 }
 TASKS = sorted(p.stem for p in (GIN / "tasks").glob("*.gin"))
 

@@ -4,18 +4,16 @@ from rlvr.models.config import ModelConfig, RopeScaling
 from rlvr.models.decoder import (
   abstract_params,
   compute_params,
-  decode,
   forward,
   forward_responses,
   init,
   logical_axes,
   logits,
   num_params,
-  prefill,
   unembedding,
-  unstack_layers,
   values,
 )
+from rlvr.models.decoding import decode, prefill
 from rlvr.models.gguf_weights import load_gguf
 from rlvr.models.heads import TokenStatistics, token_statistics
 from rlvr.models.huggingface import load_huggingface, save_huggingface
@@ -47,6 +45,5 @@ __all__ = [
   "save_huggingface",
   "token_statistics",
   "unembedding",
-  "unstack_layers",
   "values",
 ]

@@ -76,7 +76,12 @@ HALF = "def f(x): return 2 * x"  # right for 1 alone
   [
     ("```python\na\n```", "fenced", "a", False),
     ("x\n```\na\n```\ny\n  ```py\n b\nc\n  ```  \nz", "fenced", "b\nc", False),
-    ("1. so:\n   ```py\n   a:\n     b\n\n   c\n   ```", "fenced", "a:\n  b\n\nc", False),
+    (
+      "1. so:\n   ```py\n   a:\n     b\n\n   c\n   ```",
+      "fenced",
+      "a:\n  b\n\nc",
+      False,
+    ),
     ("```\n  a\n```", "fenced", "  a", False),
     ("```python\na\n", "fenced", None, True),
     ("```\na\n```\n```\nb", "fenced", None, True),
