@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from rlvr import models
-from rlvr.models import decoding
-from rlvr.models import kinds
+from rlvr.models import decoding, kinds
 from rlvr.models.attention import near, softcapped
 from tests import tiny
 from tests.compare import must_fail
