@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -216,6 +217,10 @@ class PoolVerifier:
   def start(self, responses, references, metadata, finished) -> Pending:
     """See `HostVerifier`."""
     check_lengths(responses, references, metadata, finished)
+    if self._closed:
+      raise RuntimeError(
+        f"the verifier of {self.name!r} is closed: make another"
+      )
     judged = [
       i
       for i in range(len(responses))
@@ -325,14 +330,16 @@ def merged_signals(
   for i, outcome in enumerate(outcomes):
     verdict, reward, why = Verdict.NO_ANSWER, 0.0, ""
     found: FurtherRewards | None = None
-    if outcome is None:
-      found = without_answer(i)
-    else:
+    if outcome is not None:
       verdict, reward, why = read_outcome(outcome)
-      try:
-        found = verifier.parts.read(outcome.value)
-      except ValueError as error:
-        verdict, why = Verdict.VERIFIER_FAILED, str(error)
+    try:
+      found = (
+        without_answer(i)
+        if outcome is None
+        else verifier.parts.read(outcome.value)
+      )
+    except ValueError as error:
+      verdict, reward, why = Verdict.VERIFIER_FAILED, float("nan"), str(error)
     if verdict in (Verdict.VERIFIER_FAILED, Verdict.TIMED_OUT):
       problems.append((responses[i], why))
     verdicts.append(verdict)
@@ -364,11 +371,20 @@ def read_outcome(outcome: Outcome) -> tuple[Verdict, float, str]:
     return Verdict.VERIFIER_FAILED, nan, outcome.error
   try:
     verdict = Verdict[outcome.value["verdict"]]
-    reward = float(outcome.value.get("reward", verdict_reward(verdict)))
+    reward = outcome.value.get("reward", verdict_reward(verdict))
+    judged = verdict not in (Verdict.VERIFIER_FAILED, Verdict.TIMED_OUT)
+    if judged and not _is_reward(reward):
+      raise ValueError(f"the reward {reward!r} is no finite number")
+    reward = float(reward) if judged else nan
     return verdict, reward, str(outcome.value.get("detail", ""))
   except (KeyError, TypeError, ValueError, AttributeError) as error:
     why = f"the item function returned {str(outcome.value)[:80]!r}: {error!r}"
     return Verdict.VERIFIER_FAILED, nan, why
+
+
+def _is_reward(value: Any) -> bool:
+  number = isinstance(value, int | float) and not isinstance(value, bool)
+  return number and math.isfinite(value)
 
 
 def math_verifier(

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 _WORKER = str(pathlib.Path(__file__).with_name("worker.py"))
 _STDERR_TAIL = 2000  # characters of a worker's last words that errors quote
-_MAX_UNREAD = 64 << 20  # bytes without a line's end: no honest worker does so
+_MAX_UNREAD = 8 << 20  # bytes without a line's end: no honest worker does so
 _ONE_THREAD = {
   name: "1"
   for name in (
@@ -96,8 +96,11 @@ class WorkerProcess:
 
   def receive(self) -> list[list]:
     """Returns the messages that have arrived; sets `ended` at the last."""
+    # Only what is new is looked through: a long message comes in many parts.
+    complete = False
     try:
       while data := self.channel.recv(1 << 16):
+        complete |= b"\n" in data
         self._unread += data
         if len(self._unread) > _MAX_UNREAD:
           break
@@ -106,6 +109,8 @@ class WorkerProcess:
       pass
     except OSError:
       self.ended = True
+    if not complete:
+      return []
     *lines, rest = self._unread.split(b"\n")
     self._unread = bytearray(rest)
     messages = []

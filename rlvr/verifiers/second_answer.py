@@ -12,8 +12,10 @@ frozen copy, or any server that gives log-probs, asks something else, whether
 the reasoning convinces others.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -28,6 +30,10 @@ from rlvr.verifiers.choice import (
   reordered,
 )
 from rlvr.verifiers.host import HostVerifier, Pending, give_policy
+from rlvr.verifiers.judge_prompts import fill
+from rlvr.verifiers.worker import describe_error
+
+_log = logging.getLogger(__name__)
 
 # (prompts, labels of each) -> log-probs of each label as continuation, nats;
 # None where it could not say. Called in another thread, one call at a time.
@@ -105,7 +111,7 @@ def second_question(
   order = option_order(len(labelled), seed=seed, key=question)
   shuffled = reordered(labelled, order)
   lines = "\n".join(
-    option.replace("{label}", label).replace("{text}", text)
+    fill(option, {}, {"label": label, "text": text})
     for label, text in shuffled.items()
   )
   (right,) = (
@@ -114,9 +120,11 @@ def second_question(
     if original_label(label, labelled, order) == reference
   )
   return SecondQuestion(
-    template.replace("{question}", question)
-    .replace("{options}", lines)
-    .replace("{reasoning}", reasoning),
+    fill(
+      template,
+      {},
+      {"question": question, "options": lines, "reasoning": reasoning},
+    ),
     tuple(labelled),
     right,
     tuple(order),
@@ -180,6 +188,10 @@ class SecondAnswerVerifier:
     self._delimiter, self._seed = delimiter, seed
     self._forms = {"template": template, "option": option}
     self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+    # (response, why) of the last responses that could not be asked about
+    self.problems: collections.deque[tuple[str, str]] = collections.deque(
+      maxlen=100
+    )
 
   def use_policy(self, params: Params) -> None:
     """See `host.AsksPolicy`."""
@@ -199,7 +211,7 @@ class SecondAnswerVerifier:
 
   def close(self) -> None:
     """Ends the first verifier and the thread."""
-    self._thread.shutdown()
+    self._thread.shutdown(wait=False, cancel_futures=True)
     self._first.close()
 
   def _finish(
@@ -213,15 +225,28 @@ class SecondAnswerVerifier:
     verdicts = np.asarray(signals.verdicts[self.name])
     second = np.zeros(len(responses), np.float32)
     asked: list[tuple[int, SecondQuestion]] = []
+    problems: list[tuple[str, str]] = []
     for i, response in enumerate(responses):
       if verdicts[i] in (Verdict.VERIFIER_FAILED, Verdict.TIMED_OUT):
         second[i] = np.nan
       elif verdicts[i] in (Verdict.CORRECT, Verdict.WRONG):
         reasoning = reasoning_of(response, delimiter=self._delimiter)
-        if reasoning is not None:
-          asked.append(
-            (i, self._question(metadata[i], references[i], reasoning))
-          )
+        if reasoning is None:
+          continue
+        try:
+          question = self._question(metadata[i], references[i], reasoning)
+        except (KeyError, ValueError, TypeError) as error:
+          second[i] = np.nan
+          problems.append((response, describe_error(error)))
+        else:
+          asked.append((i, question))
+    if problems:
+      self.problems.extend(problems)
+      _log.warning(
+        "second answer: %d of %d responses could not be asked about; the first:"
+        " %s",
+        *(len(problems), len(responses), problems[0][1]),
+      )
     answers = (
       self._ask(
         [question.prompt for _, question in asked],
@@ -239,7 +264,7 @@ class SecondAnswerVerifier:
     self, metadata: Mapping[str, Any], reference: str, reasoning: str
   ) -> SecondQuestion:
     return second_question(
-      metadata.get("stem", metadata["question"]),
+      metadata["stem"] if "stem" in metadata else metadata["question"],
       metadata["options"],
       reference.strip().upper(),
       reasoning,
@@ -262,7 +287,7 @@ def second_answer_verifier(
 
   Beside the rewards of `first` there is "second": 1 where the same reasoning
   leads to the right option after a shuffle, else 0; 0 too, without asking, where
-  the response has no answer; missing where `ask` could not say, or the first
+  the response has no answer or no delimiter before it; missing where `ask` could not say, or the first
   verifier failed. The metadata must hold "stem" (or else "question"), without
   the options, and "options". An exception of `ask` ends the run.
 
