@@ -128,3 +128,65 @@ def attend_shared(
     prompt_v_PxSxKxD,
   ).reshape(out.shape)
   return out.reshape(B, T, H, D)
+
+
+def attend_token(
+  q_BxHxD: Array,
+  prompt_k_PxKxDxS: Array,
+  prompt_v_PxKxSxD: Array,
+  prompt_mask: Array,
+  k_BxKxDxU: Array,
+  v_BxKxUxD: Array,
+  mask: Array,
+  *,
+  scale: float | None = None,
+  softcap: float | None = None,
+) -> Array:
+  """Returns attention of one token of each response, [B, H, D].
+
+  The same as `attend_shared` for T = 1, from keys and values that lie as the
+  products read them. Responses are group-major with B/P for each prompt.
+
+  Args:
+    q_BxHxD: queries.
+    prompt_k_PxKxDxS: keys of the prompts.
+    prompt_v_PxKxSxD: values of the prompts.
+    prompt_mask: bool [P, S] or [P, 1, S].
+    k_BxKxDxU: keys of the responses.
+    v_BxKxUxD: values of the responses.
+    mask: bool [1 or B, 1, U].
+    scale: multiplies queries; None: D ** -0.5.
+    softcap: see `softcapped`; of the scores.
+  """
+  B, H, D = q_BxHxD.shape
+  P, K = prompt_k_PxKxDxS.shape[:2]
+  G, R = B // P, H // K
+  q = q_BxHxD.reshape(B, K, R, D) * (scale or D**-0.5)
+  f32 = {"preferred_element_type": jnp.float32}
+  own = jnp.einsum("bkrd,bkdu->bkru", q, k_BxKxDxU, **f32)
+  own = jnp.where(mask[:, None], softcapped(own, softcap), _MASKED)
+
+  def grouped(x):
+    """[B, K, R, n] -> [P, K, G·R, n]: a prompt's keys are read once."""
+    x = x.reshape(P, G, K, R, -1)
+    return x.swapaxes(1, 2).reshape(P, K, G * R, -1)
+
+  def ungrouped(x):
+    x = x.reshape(P, K, G, R, -1)
+    return x.swapaxes(1, 2).reshape(B, K, R, -1)
+
+  shared = jnp.einsum("pkgd,pkds->pkgs", grouped(q), prompt_k_PxKxDxS, **f32)
+  if prompt_mask.ndim == 2:
+    prompt_mask = prompt_mask[:, None]
+  shared = jnp.where(prompt_mask[:, None], softcapped(shared, softcap), _MASKED)
+  most = jnp.maximum(
+    own.max(-1, keepdims=True), ungrouped(shared.max(-1, keepdims=True))
+  )
+  own, shared = jnp.exp(own - most), jnp.exp(shared - grouped(most))
+  total = own.sum(-1, keepdims=True) + ungrouped(shared.sum(-1, keepdims=True))
+  dtype = v_BxKxUxD.dtype
+  out = jnp.einsum("bkru,bkud->bkrd", own.astype(dtype), v_BxKxUxD, **f32)
+  out = out + ungrouped(
+    jnp.einsum("pkgs,pksd->pkgd", shared.astype(dtype), prompt_v_PxKxSxD, **f32)
+  )
+  return (out / total).reshape(B, H, D).astype(dtype)

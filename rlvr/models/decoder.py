@@ -31,9 +31,6 @@ from rlvr.models.layers import WIDTH, Block, Trunk
 from rlvr.models.rope import positions_of
 from rlvr.types import Array, Params
 
-# One layer's keys and values, [N, S, K, D] each.
-KeyValues = tuple[Array, Array]
-
 
 @functools.lru_cache(maxsize=64)
 def _block_graph(config: ModelConfig):
@@ -47,7 +44,7 @@ def _trunk_graph(config: ModelConfig):
   return nnx.split(trunk)
 
 
-def _block(config: ModelConfig, layer: Params) -> Block:
+def block_of(config: ModelConfig, layer: Params) -> Block:
   return nnx.merge(_block_graph(config)[0], layer)
 
 
@@ -104,7 +101,7 @@ def logical_axes(config: ModelConfig) -> Any:
   }
 
 
-def _embed(
+def embed(
   params: Params,
   config: ModelConfig,
   tokens: Array,
@@ -132,7 +129,7 @@ def _embed(
   return x
 
 
-def _final_norm(params: Params, config: ModelConfig, x: Array) -> Array:
+def final_norm(params: Params, config: ModelConfig, x: Array) -> Array:
   norm = nnx.merge(_trunk_graph(config)[0], params["trunk"]).final_norm
   return norm(x)
 
@@ -142,6 +139,10 @@ def _scan_layers(body, config: ModelConfig, carry, params):
 
   is_local is bool [] where the kinds are mixed, else None.
   """
+  kinds = config.layer_kinds
+  is_local = None
+  if len(set(kinds)) > 1:
+    is_local = jnp.array([kind == "local" for kind in kinds])
 
   def step(carry, layer):
     return body(carry, *layer)
@@ -149,22 +150,11 @@ def _scan_layers(body, config: ModelConfig, carry, params):
   if config.remat:
     step = jax.checkpoint(step, prevent_cse=False)
   return jax.lax.scan(
-    step,
-    carry,
-    (params["layers"], _local_layers(config)),
-    unroll=config.unroll_layers,
+    step, carry, (params["layers"], is_local), unroll=config.unroll_layers
   )
 
 
-def _local_layers(config: ModelConfig) -> Array | None:
-  """Returns bool [L], true on local layers; None where all are of one kind."""
-  kinds = config.layer_kinds
-  if len(set(kinds)) == 1:
-    return None
-  return jnp.array([kind == "local" for kind in kinds])
-
-
-def _scores(config: ModelConfig) -> dict[str, float | None]:
+def score_settings(config: ModelConfig) -> dict[str, float | None]:
   """Returns how attention makes scores of queries and keys."""
   return {"scale": config.query_scale, "softcap": config.attention_softcap}
 
@@ -183,11 +173,11 @@ def forward(
   Returns:
     compute dtype [B, S, D], normalised; what `logits` takes.
   """
-  hidden, _ = _forward_keep(params, config, tokens, mask)
+  hidden, _ = forward_keep(params, config, tokens, mask)
   return hidden
 
 
-def _forward_keep(params, config, tokens, mask):
+def forward_keep(params, config, tokens, mask):
   S = tokens.shape[1]
   positions = positions_of(mask)
   visible = jnp.tril(jnp.ones((S, S), bool))[None] & mask[:, None, :]
@@ -195,33 +185,17 @@ def _forward_keep(params, config, tokens, mask):
   masks = masks_by_kind(config, visible, positions, positions, S)
 
   def body(x, layer, is_local):
-    block = _block(config, layer)
+    block = block_of(config, layer)
     q, k, v = block.qkv(x, of_layer(angles, is_local))
-    attended = attend(q, k, v, of_layer(masks, is_local), **_scores(config))
+    attended = attend(
+      q, k, v, of_layer(masks, is_local), **score_settings(config)
+    )
     return block.finish(x, attended), (k, v)
 
   x, key_values = _scan_layers(
-    body, config, _embed(params, config, tokens, mask), params
+    body, config, embed(params, config, tokens, mask), params
   )
-  return _final_norm(params, config, x), key_values
-
-
-def prefill(
-  params: Params, config: ModelConfig, tokens: Array, mask: Array
-) -> tuple[Array, KeyValues]:
-  """Returns each prompt's last hidden state and all layers' keys and values.
-
-  Args:
-    params: from `init`.
-    config: the model's shape.
-    tokens: int32 [P, S], padded on the left.
-    mask: bool [P, S].
-
-  Returns:
-    [P, D] and a pair of [L, P, S, K, N].
-  """
-  hidden, key_values = _forward_keep(params, config, tokens, mask)
-  return hidden[:, -1], key_values
+  return final_norm(params, config, x), key_values
 
 
 def forward_responses(
@@ -285,11 +259,11 @@ def forward_responses(
     steps,
     S + T,
   )
-  scores = _scores(config)
+  scores = score_settings(config)
 
   def body(carry, layer, is_local):
     x_prompt, x = carry
-    block = _block(config, layer)
+    block = block_of(config, layer)
     q_prompt, k_prompt, v_prompt = block.qkv(
       x_prompt, of_layer(prompt_angles, is_local)
     )
@@ -317,12 +291,12 @@ def forward_responses(
     return (x_prompt, block.finish(x, attended)), None
 
   carry = (
-    _embed(params, config, prompt_tokens, prompt_mask),
-    _embed(params, config, tokens, mask),
+    embed(params, config, prompt_tokens, prompt_mask),
+    embed(params, config, tokens, mask),
   )
   (x_prompt, x), _ = _scan_layers(body, config, carry, params)
   before = jnp.concatenate([spread(x_prompt[:, -1:]), x[:, :-1]], axis=1)
-  return _final_norm(params, config, before)
+  return final_norm(params, config, before)
 
 
 def compute_params(params: Params, config: ModelConfig) -> Params:
@@ -338,130 +312,6 @@ def compute_params(params: Params, config: ModelConfig) -> Params:
     return x if "norm" in name or "value_head" in name else x.astype(dtype)
 
   return jax.tree_util.tree_map_with_path(cast, params)
-
-
-def unstack_layers(params: Params, config: ModelConfig) -> list[Params]:
-  """Returns the layers' parameters as a list, for `decode`.
-
-  XLA copies them: a second set of parameters stays in memory while decoding.
-  """
-  return [
-    jax.tree.map(lambda p, i=i: p[i], params["layers"])
-    for i in range(config.num_layers)
-  ]
-
-
-def decode(
-  params: Params,
-  layers: list[Params] | Params,
-  config: ModelConfig,
-  tokens: Array,
-  position: Array,
-  prompt_lengths: Array,
-  prompt_mask: Array,
-  prompt_cache: Any,
-  cache: Any,
-) -> tuple[Array, Any]:
-  """Returns the hidden state behind one more response token, and the cache.
-
-  Layer by layer over a list, which is fast for small models, or in one scan
-  over stacked layers, which copies no parameters and compiles in a time that
-  doesn't grow with depth.
-
-  Args:
-    params: from `init`; only the trunk is read.
-    layers: from `unstack_layers`, or `params["layers"]`.
-    config: the model's shape.
-    tokens: int32 [B], the response token at `position`.
-    position: int32 [], index of that token in its response.
-    prompt_lengths: int32 [B].
-    prompt_mask: bool [P, S].
-    prompt_cache: per layer, keys and values [P, S, K, N]; a list of pairs, or
-      with stacked layers a pair of [L, P, S, K, N].
-    cache: per layer, keys and values [B, T, K, N], likewise; entries up to
-      `position` are filled by this call.
-
-  Returns:
-    [B, D] normalised, and the cache with `position` written.
-  """
-  stacked = not isinstance(layers, list)
-  T = (cache if stacked else cache[0])[0].shape[-3]
-  x = _embed(params, config, tokens[:, None])
-  positions = (prompt_lengths + position)[:, None]
-  places = jnp.arange(T, dtype=jnp.int32)[None]
-  visible = (places <= position)[:, None]
-  length = prompt_mask.shape[1] + T
-  angles = angles_by_kind(config, positions)
-  own_masks = masks_by_kind(config, visible, position.reshape(1, 1), places, T)
-  prompt_masks = prompt_masks_by_kind(
-    config, prompt_mask, position.reshape(1, 1), length
-  )
-
-  def through(x, layer, kind, prompt, put):
-    """One layer; `put` writes keys and values and returns all of them."""
-    block = _block(config, layer)
-    q, k, v = block.qkv(x, kind(angles))
-    k_all, v_all = put(k, v)
-    attended = attend_shared(
-      q,
-      *prompt,
-      kind(prompt_masks),
-      k_all,
-      v_all,
-      kind(own_masks),
-      **_scores(config),
-    )
-    return block.finish(x, attended)
-
-  if stacked:
-
-    def body(carry, layer):
-      index, weights, is_local, prompt = layer
-      x, *held = carry
-
-      def put(*new):
-        # In place, in the cache of all layers: only this token moves.
-        at = (index, 0, position, 0, 0)
-        held[:] = (
-          jax.lax.dynamic_update_slice(all_, one[None], at)
-          for all_, one in zip(held, new, strict=True)
-        )
-        return (
-          jax.lax.dynamic_index_in_dim(all_, index, keepdims=False)
-          for all_ in held
-        )
-
-      x = through(x, weights, lambda f: of_layer(f, is_local), prompt, put)
-      return (x, *held), None
-
-    (x, *held), _ = jax.lax.scan(
-      body,
-      (x, *cache),
-      (
-        jnp.arange(config.num_layers),
-        layers,
-        _local_layers(config),
-        prompt_cache,
-      ),
-    )
-    return _final_norm(params, config, x[:, 0]), tuple(held)
-
-  new_cache = []
-  for layer, kind, prompt, held in zip(
-    layers, config.layer_kinds, prompt_cache, cache, strict=True
-  ):
-
-    def put(*new, held=held):
-      new_cache.append(
-        tuple(
-          jax.lax.dynamic_update_slice_in_dim(all_, one, position, axis=1)
-          for all_, one in zip(held, new, strict=True)
-        )
-      )
-      return new_cache[-1]
-
-    x = through(x, layer, lambda f, kind=kind: f[kind], prompt, put)
-  return _final_norm(params, config, x[:, 0]), new_cache
 
 
 def logits(params: Params, config: ModelConfig, hidden: Array) -> Array:

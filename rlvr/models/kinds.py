@@ -21,8 +21,16 @@ def by_kind(config: ModelConfig, make: Callable[[str], Any]) -> dict[str, Any]:
   return {kind: make(kind) for kind in sorted(set(config.layer_kinds))}
 
 
-def of_layer(found: dict[str, Any], is_local: Array | None) -> Any:
-  """Returns what `by_kind` made for the kind of the layer under the scan."""
+def of_layer(found: dict[str, Any], is_local: Array | str | None) -> Any:
+  """Returns what `by_kind` made for a layer's kind.
+
+  Args:
+    found: from `by_kind`.
+    is_local: bool [] of the layer under the scan; None where there is one kind;
+      the kind itself where the layers are unrolled.
+  """
+  if isinstance(is_local, str):
+    return found[is_local]
   if is_local is None:
     (only,) = found.values()
     return only

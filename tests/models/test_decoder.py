@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlvr import models
-from rlvr.models import decoder, layers
+from rlvr.models import decoder, decoding, layers
 from tests import tiny
 from tests.compare import must_fail
 from tests.models import numpy_decoder
@@ -180,42 +180,59 @@ def test_uneven_responses_need_a_group():
     )
 
 
-@pytest.mark.parametrize("stacked", [False, True])
-def test_prefill_and_decode_are_forward_responses(stacked):
-  config = tiny.CONFIG
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_prefill_and_decode_are_forward_responses(unrolled):
+  config = tiny.config(unroll_layers=unrolled)
+  # In slots of their own: responses at other places, prompts in other rows.
+  order, start = np.array([3, 0, 5, 1, 2, 4]), np.array([0, 2, 1, 0, 3, 1])
 
-  @jax.jit
-  def teacher_forced(params, late):
-    last, (k, v) = models.prefill(params, config, PROMPTS.tokens, PROMPTS.mask)
-    if stacked:
-      layers, prompt_cache = params["layers"], (k, v)
-      empty = jnp.zeros((2, P * G, T, 2, 4))
-      cache = empty, empty
-    else:
-      layers = models.unstack_layers(params, config)
-      prompt_cache = list(zip(k, v, strict=True))
-      empty = jnp.zeros((P * G, T, 2, 4))
-      cache = [(empty, empty) for _ in layers]
-    lengths = PROMPTS.mask.sum(-1)[EVEN] + late
-    out = [last[EVEN]]
-    for t in range(T - 1):
+  @functools.partial(jax.jit, static_argnums=1)
+  def teacher_forced(params, own_places, late):
+    last, prompts = models.prefill(params, config, PROMPTS.tokens, PROMPTS.mask)
+    group, mask, first = EVEN, PROMPTS.mask, np.zeros(P * G, int)
+    tokens = TOKENS
+    if own_places:
+      group, first, tokens = EVEN[order], start, TOKENS[order]
+      prompts, mask = decoding.take_rows(prompts, group, config), mask[group]
+    reading = decoding.Reading(
+      trunk=params["trunk"],
+      layers=decoding.layers_to_read(params, config),
+      prompts=prompts,
+      prompt_mask=mask,
+      prompt_lengths=PROMPTS.mask.sum(-1)[group] + late,
+    )
+    cache = decoding.empty_cache(config, P * G, 2)
+    out = jnp.zeros((P * G, T, 16)).at[:, 0].set(last[group])
+    # A row that starts late waits at its place 0, as often as it has to.
+    for t in range(T - 1 + first.max()):
+      cache = decoding.longer_cache(cache, max(t + 1, 2))
+      at = np.clip(t - first, 0, T - 2)
       hidden, cache = models.decode(
-        params,
-        layers,
+        reading,
         config,
-        TOKENS[:, t],
-        jnp.int32(t),
-        lengths,
-        PROMPTS.mask,
-        prompt_cache,
+        tokens[np.arange(P * G), at],
+        jnp.asarray(at) if own_places else jnp.int32(t),
         cache,
       )
-      out.append(hidden)
-    return jnp.stack(out, axis=1)
+      out = out.at[np.arange(P * G), at + 1].set(hidden)
+    return out
 
-  expected = responses(PARAMS, config)[MASK]
-  close(np.asarray(teacher_forced(PARAMS, 0))[MASK], expected)
-  must_fail(close, np.asarray(teacher_forced(PARAMS, 1))[MASK], expected)
+  expected = responses(PARAMS, config)
+  close(np.asarray(teacher_forced(PARAMS, False, 0))[MASK], expected[MASK])
+  found = np.asarray(teacher_forced(PARAMS, True, 0))
+  close(found[MASK[order]], expected[order][MASK[order]])
+  late = np.asarray(teacher_forced(PARAMS, False, 1))[MASK]
+  must_fail(close, late, expected[MASK])
+  late = np.asarray(teacher_forced(PARAMS, True, 1))
+  must_fail(close, late[MASK[order]], expected[order][MASK[order]])
+
+
+def test_places_of_their_own_need_prompts_of_their_own():
+  reading = decoding.Reading(None, None, None, np.ones((2, 3), bool), None)
+  with pytest.raises(ValueError, match="6 responses at places of their own"):
+    models.decode(
+      reading, tiny.CONFIG, np.zeros(6, int), np.zeros(6, int), None
+    )
 
 
 def test_a_later_token_changes_nothing_earlier():
@@ -330,7 +347,8 @@ def test_abstract_params_are_those_of_init():
 
 
 def test_unstacked_layers_are_the_slices():
-  layers = models.unstack_layers(PARAMS, tiny.CONFIG)
+  layers = decoding.layers_to_read(PARAMS, tiny.config(unroll_layers=True))
+  assert decoding.layers_to_read(PARAMS, tiny.CONFIG) is PARAMS["layers"]
   assert len(layers) == 2
   np.testing.assert_array_equal(
     layers[1]["query"], PARAMS["layers"]["query"][1]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlvr import models
-from rlvr.models import kinds
+from rlvr.models import decoding, kinds
 from rlvr.models.attention import near, softcapped
 from tests import tiny
 from tests.compare import must_fail
@@ -81,23 +81,19 @@ def test_decoding_sees_what_the_whole_sequence_sees():
 
   @jax.jit
   def teacher_forced(params):
-    _, (k, v) = models.prefill(params, CONFIG, prompts.tokens, prompts.mask)
-    layers = models.unstack_layers(params, CONFIG)
-    zeros = jnp.zeros((P * G, T, CONFIG.num_kv_heads, CONFIG.head_dim))
-    cache = [(zeros, zeros) for _ in layers]
-    lengths = prompts.mask.sum(-1)[even]
+    _, kept = models.prefill(params, CONFIG, prompts.tokens, prompts.mask)
+    reading = decoding.Reading(
+      trunk=params["trunk"],
+      layers=decoding.layers_to_read(params, CONFIG),
+      prompts=kept,
+      prompt_mask=prompts.mask,
+      prompt_lengths=prompts.mask.sum(-1)[even],
+    )
+    cache = decoding.empty_cache(CONFIG, P * G, T)
     found = []
     for t in range(T - 1):
       hidden, cache = models.decode(
-        params,
-        layers,
-        CONFIG,
-        tokens[:, t],
-        jnp.int32(t),
-        lengths,
-        prompts.mask,
-        list(zip(k, v, strict=True)),
-        cache,
+        reading, CONFIG, tokens[:, t], jnp.int32(t), cache
       )
       found.append(hidden)
     return jnp.stack(found, axis=1)

@@ -57,7 +57,7 @@ def shipped(name):
 
 
 def test_every_shipped_model_is_counted():
-  own = {"tiny", "small"}
+  own = {"tiny", "small", "from_huggingface"}  # no published sizes
   assert {p.stem for p in FOLDER.glob("*.gin")} - own == set(COUNTS)
 
 
