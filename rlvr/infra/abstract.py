@@ -193,9 +193,9 @@ def abstract_rollout(job: Job, place: sharding.Placement) -> Rollout:
 def abstract_signals(job: Job, place: sharding.Placement) -> Signals:
   """Returns a batch's rewards as shapes, cut over the mesh."""
   B = job.recipe.num_prompts * job.recipe.group_size
-  if job.verifier is not None:
+  if (verifier := job.verifier) is not None:
     signals = jax.eval_shape(
-      lambda rollout: job.verifier(rollout, jax.random.key(0)),
+      lambda rollout: verifier(rollout, jax.random.key(0)),
       abstract_rollout(job, place),
     )
   else:

@@ -88,8 +88,8 @@ def step_flops(recipe: Recipe, *, prompt_length: int) -> dict[str, int]:
     response_length=recipe.sampling.max_tokens,
   )
   probes = recipe.required_probes
-  passes = bool(probes & set(_OF_POLICY))
-  passes += any(name.startswith("ref_") for name in probes)
+  passes = int(bool(probes & set(_OF_POLICY)))
+  passes += int(any(name.startswith("ref_") for name in probes))
   score = forward * passes
   update = score + 3 * forward * recipe.passes_per_batch
   return {

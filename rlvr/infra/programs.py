@@ -217,6 +217,8 @@ def compile_program(job: Job, mesh: Mesh, chip: Chip, name: str) -> Report:
       program.function,
       donate_argnums=program.donated,
       out_shardings=program.out_shardings,
+      # What the program takes and doesn't read lies in memory all the same.
+      keep_unused=True,
     )
     .trace(*program.arguments)
     .lower(lowering_platforms=("tpu",))
