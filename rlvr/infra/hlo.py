@@ -12,6 +12,7 @@ import collections
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -242,12 +243,16 @@ def _sent(kind: str, operand_bytes: int, output_bytes: int, group: int) -> int:
   return operand_bytes * (n - 1) // n
 
 
-def read_work(text: str, *, num_devices: int) -> Work:
+def read_work(
+  text: str, *, num_devices: int, turns: Mapping[int, int] | None = None
+) -> Work:
   """Returns what a compiled program does in a run, on one device.
 
   Args:
     text: from `compiled.as_text()`.
     num_devices: of the program.
+    turns: how often a loop of the entry runs, by its bound, where it doesn't
+      begin at 0; None: all do.
 
   Raises:
     ValueError: the text is no HLO module.
@@ -256,6 +261,7 @@ def read_work(text: str, *, num_devices: int) -> Work:
   flops = cycles = 0
   loops: set[int] = set()
   # A fused collective stands in several fusions, in pieces, under one channel.
+  # One that starts before a loop has pieces in each of its turns.
   per_channel: dict[tuple[str, str], tuple[int, int, int]] = {}
   own_flops: dict[str, int] = {}
 
@@ -293,11 +299,16 @@ def read_work(text: str, *, num_devices: int) -> Work:
         channel = _CHANNEL.search(i.text)
         key = (kind, channel.group(1) if channel else f"{name}/{i.name}")
         sent = _sent(kind, operand, output, _group_size(i.text, num_devices))
-        before = per_channel.get(key, (0, 0, 0))
-        per_channel[key] = max(before, (times, output, sent))
+        before = per_channel.get(key, (times, 0, 0))
+        per_channel[key] = (
+          min(before[0], times),
+          *max(before[1:], (output, sent)),
+        )
       if i.opcode == "while":
         parts = dict(_CALLED.findall(i.text))
         bound = _bound(computations, parts["condition"])
+        if name == entry and turns is not None:
+          bound = turns.get(bound, bound)
         loops.add(bound)
         visit(parts["body"], times * bound, timed)
         continue

@@ -1,6 +1,7 @@
 """The step's programs compiled for a topology, and what each of them takes."""
 
 import dataclasses
+import itertools
 import math
 import re
 import time
@@ -17,6 +18,7 @@ from rlvr.infra.abstract import Job
 from rlvr.infra.chips import Chip
 from rlvr.infra.hlo import Work, read_work
 from rlvr.infra.model_flops import step_flops
+from rlvr.sampling.slots import stages
 
 PROGRAMS = ("sample", "score", "update", "fused")
 
@@ -181,6 +183,20 @@ def _program(job: Job, place: sharding.Placement, name: str) -> _Program:
   )
 
 
+def decode_turns(max_tokens: int) -> dict[int, int]:
+  """Returns how often each loop of decoding runs, by its bound.
+
+  Each goes on where the one with the shorter cache ended.
+
+  Args:
+    max_tokens: T.
+  """
+  bounds = stages(max_tokens)
+  return {
+    bound: bound - before for before, bound in itertools.pairwise([0, *bounds])
+  }
+
+
 def _out_of_memory(error: Exception) -> str | None:
   """Returns the compiler's sentence about memory, None for other errors."""
   text = str(error)
@@ -239,7 +255,11 @@ def compile_program(job: Job, mesh: Mesh, chip: Chip, name: str) -> Report:
     )
   else:
     memory = _memory(compiled, resident)
-    work = read_work(compiled.as_text(), num_devices=num_devices)
+    work = read_work(
+      compiled.as_text(),
+      num_devices=num_devices,
+      turns=decode_turns(job.recipe.sampling.max_tokens),
+    )
     costs = compiled.cost_analysis() or {}
     flops = costs.get("flops", flops)
     moved = costs.get("bytes accessed", moved)

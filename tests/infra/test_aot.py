@@ -164,6 +164,12 @@ def test_figures_by_hand():
   assert "50.0% of the peak with nothing overlapped, 75.0%" in text
 
 
+def test_turns_of_decoding_add_up_to_the_response():
+  assert programs.decode_turns(32) == {32: 32}
+  assert programs.decode_turns(256) == {64: 64, 128: 64, 256: 128}
+  assert sum(programs.decode_turns(1000).values()) == 1000
+
+
 def test_without_an_estimate_there_is_no_share():
   chip = CHIPS["v5e"]
   found = report(work=dataclasses.replace(report().work, cycles=0))

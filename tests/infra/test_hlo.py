@@ -72,6 +72,27 @@ def test_collectives_by_kind_and_size():
   assert found["all-reduce"].sent_bytes == 3 * 384
 
 
+def test_a_collective_that_starts_before_a_loop_counts_once():
+  """Its pieces stand in the loop, under its channel."""
+  gather = LOOP[LOOP.index("  ROOT %g") : LOOP.rindex("}")]
+  piece = gather.replace("ROOT %g", "%piece").replace("%z", "%w")
+  pieces = LOOP.replace("  ROOT %t", f"{piece}  ROOT %t")
+  found = hlo.read_work(pieces, num_devices=4).collectives["all-gather"]
+  assert found.count == 1
+  # Control: under a channel of its own it is another, in each turn.
+  other = LOOP.replace(
+    "  ROOT %t", f"{piece.replace('channel_id=2', 'channel_id=3')}  ROOT %t"
+  )
+  found = hlo.read_work(other, num_devices=4).collectives["all-gather"]
+  assert found.count == 4
+
+
+def test_a_loop_that_goes_on_from_another_has_the_turns_that_are_left():
+  work = hlo.read_work(LOOP, num_devices=4, turns={3: 2, 5: 1})
+  assert work.flops == 2 * 1024
+  assert hlo.read_work(LOOP, num_devices=4, turns={4: 2}).flops == 3 * 1024
+
+
 @pytest.mark.parametrize(
   ("groups", "size"),
   [
