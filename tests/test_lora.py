@@ -92,8 +92,10 @@ def carried(made, state):
     for eqn in jaxpr.eqns:
       if eqn.primitive.name == "scan":
         found.update(v.aval.shape for v in eqn.outvars)
-      for inner in jax.core.jaxprs_in_params(eqn.params):
-        look(inner)
+      for inner in jax.tree.leaves(list(eqn.params.values())):
+        inner = getattr(inner, "jaxpr", inner)
+        if hasattr(inner, "eqns"):
+          look(inner)
 
   look(
     jax.make_jaxpr(functools.partial(step.update, made))(
@@ -193,13 +195,15 @@ _BINDINGS = (
   "LORA_RANK=2",
   "LEARNING_RATE=0.05",
   "train.train.keep=9",
+  # A qwen3 model, then.
+  "models.ModelConfig.scale_embeddings=False",
 )
 
 
 def arguments(folder, *extra):
-  # A method with a reference model.
+  # A reference model, and a reward that an untrained policy gets as well.
   tiny_run = runs.argv(
-    "train", folder, *_BINDINGS, method="reinforce_plus_plus_baseline"
+    "train", folder, *_BINDINGS, method="self_certainty"
   )
   tiny_run.insert(1, "--gin_file=gin/models/lora.gin")
   return [*map(str, tiny_run), *extra]
