@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from rlvr import main, models, sharding, step
+from rlvr.infra import shards
 from rlvr.infra.checkpoints import restore_params
 from rlvr.infra.metrics import read_metrics
 from rlvr.meshes import MeshShape, make_mesh
@@ -120,6 +121,22 @@ def test_no_gradient_of_the_base_is_made():
   must_fail(check, full, stepping.state_of(full))
 
 
+def test_memory_that_is_planned_is_of_adapters_and_one_base():
+  mesh = make_mesh(MeshShape())
+  found, full = (
+    shards.totals(
+      config, mesh, optimizer=recipe().optimizer, use_reference=True
+    )
+    for config in (CONFIG, BASE)
+  )
+  own = sum(x.size for x in jax.tree.leaves(adapters(updated()[0].params)))
+  assert found["gradients"] == 4 * own
+  assert found["optimizer state"] == 8 * own + 4  # two moments and a count
+  assert found["parameters"] == full["parameters"] + 4 * own
+  assert "reference model" not in found
+  assert full["reference model"] == full["parameters"]
+
+
 def test_reference_is_the_base_also_after_training():
   made = recipe(
     has_reference=True, terms=(*recipe().terms, stepping.KL), micro_batches=1
@@ -202,9 +219,7 @@ _BINDINGS = (
 
 def arguments(folder, *extra):
   # A reference model, and a reward that an untrained policy gets as well.
-  tiny_run = runs.argv(
-    "train", folder, *_BINDINGS, method="self_certainty"
-  )
+  tiny_run = runs.argv("train", folder, *_BINDINGS, method="self_certainty")
   tiny_run.insert(1, "--gin_file=gin/models/lora.gin")
   return [*map(str, tiny_run), *extra]
 
