@@ -58,6 +58,7 @@ def train(
   top_k: int = 0,
   top_p: float = 1.0,
   min_p: float = 0.0,
+  slots: int = 0,
   mesh: MeshShape = ONE_DEVICE,
   rules: Rules = RULES,
   sampling_rules: Rules | None = None,
@@ -98,6 +99,7 @@ def train(
     top_k: 0 is off.
     top_p: 1 is off.
     min_p: 0 is off.
+    slots: responses that decode at a time, see `Sampling`; 0: all of a batch.
     mesh: devices along (data, fsdp, tensor).
     rules: how parameters, state and batches lie on them.
     sampling_rules: the same while responses are sampled; None: as in training.
@@ -151,6 +153,7 @@ def train(
     top_k=top_k,
     top_p=top_p,
     min_p=min_p,
+    slots=slots,
     step_delimiters=delimiter_ids,
     max_steps=max_steps,
     rules=sampling_rules,
