@@ -134,6 +134,8 @@ def report_text(report: Report, chip: Chip) -> str:
     for name, value in dataclasses.asdict(memory).items():
       row(name, size_text(value))
     row("total", f"{size_text(memory.total)} of {size_text(chip.usable_bytes)}")
+  if memory is not None and work is None:
+    row("FLOPs and collectives", "jaxlib can't read this libtpu's program")
   if work is not None:
     row(
       "FLOPs",

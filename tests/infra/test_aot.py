@@ -165,6 +165,12 @@ def test_figures_by_hand():
   assert "50.0% of the peak with nothing overlapped, 75.0%" in text
 
 
+def test_a_program_that_cannot_be_read_still_has_its_memory():
+  text = aot.report_text(report(work=None), CHIPS["v5p"])
+  assert "can't read" in text and "total" in text
+  assert "FLOPs share" not in text
+
+
 def test_turns_of_decoding_add_up_to_the_response():
   assert programs.decode_turns(32) == {32: 32}
   assert programs.decode_turns(256) == {64: 64, 128: 64, 256: 128}
