@@ -1,4 +1,5 @@
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -166,3 +167,41 @@ def test_a_question_that_can_not_be_asked_is_missing():
   (prompt,) = asked
   assert prompt.startswith("Which {options}?\n")
   assert prompt.count("so <answer>") == 1 and ") {reasoning}\n" in prompt
+
+
+class Policy:
+  """Notes with which parameters it was asked, when it is let go."""
+
+  def __init__(self):
+    self.params, self.asked = None, []
+    self.reached, self.go = threading.Event(), threading.Event()
+
+  def use_policy(self, params):
+    self.params = params
+
+  def __call__(self, prompts, labels):
+    self.reached.set()
+    assert self.go.wait(30)
+    self.asked.append(self.params)
+    return [[0.0] * len(names) for names in labels]
+
+
+def test_a_batch_is_asked_with_the_parameters_it_started_with():
+  first, policy = choice_verifier(**TAGS), Policy()
+  given = []
+  first.use_policy = given.append
+  verifier = second_answer_verifier(first, policy, delimiter="<answer>", seed=0)
+  item = ["so <answer>A</answer>"], ["A"], [META], np.ones(1, bool)
+  verifier.use_policy("old")
+  pending = verifier.start(*item)
+  assert policy.reached.wait(30)
+  update = threading.Thread(target=verifier.use_policy, args=("new",))
+  update.start()
+  update.join(0.2)  # it waits for the batch before
+  assert update.is_alive() and policy.params == "old"
+  policy.go.set()
+  pending.result(30)
+  update.join(30)
+  verifier.verify(*item)
+  verifier.close()
+  assert policy.asked == ["old", "new"] and given == ["old", "new"]
