@@ -1,3 +1,4 @@
+import concurrent.futures
 import math
 import threading
 
@@ -6,6 +7,7 @@ import pytest
 
 from rlvr.types import Verdict
 from rlvr.verifiers.choice import choice_verifier, option_order
+from rlvr.verifiers.host import host_signals
 from rlvr.verifiers.second_answer import (
   reasoning_of,
   second_answer_verifier,
@@ -59,6 +61,11 @@ def test_second_reward():
   assert second_reward(asked, logprobs) == 0.0
   logprobs[place] = -math.inf
   assert second_reward(asked, logprobs) == 0.0
+  # Among equals the first counts, as with whoever decodes greedily.
+  for tie in ([-1.0, -1.0, -9.0], [-9.0, -1.0, -1.0]):
+    first = asked.labels[tie.index(-1.0)]
+    assert second_reward(asked, tie) == (first == asked.right)
+    assert second_reward(asked._replace(right=first), tie) == 1.0
   for unknown in (None, [0.0], [math.nan] * 3, [-math.inf] * 3):
     assert math.isnan(second_reward(asked, unknown))
 
@@ -159,11 +166,19 @@ def test_a_question_that_can_not_be_asked_is_missing():
   metadata = [
     {**META, "options": "?"},
     {"stem": "Which {options}?", "options": odd},
+    {"options": OPTIONS},
   ]
-  signals = verifier.verify([response] * 2, ["A"] * 2, metadata, [True] * 2)
+  # A reference in small letters is the option that the first verifier takes it
+  # for.
+  signals = verifier.verify(
+    [response] * 3, ["A", " a", "A"], metadata, [True] * 3
+  )
   verifier.close()
-  second = signals.outcome["second"]
-  assert np.isnan(second[0]) and not np.isnan(second[1])
+  # The first one failed in the first verifier, the last here.
+  assert np.isnan(signals.outcome["second"]).tolist() == [True, False, True]
+  assert np.isnan(signals.outcome["correct"]).tolist() == [True, False, False]
+  ((problem, why),) = verifier.problems
+  assert problem == response and why == "KeyError: 'question'"
   (prompt,) = asked
   assert prompt.startswith("Which {options}?\n")
   assert prompt.count("so <answer>") == 1 and ") {reasoning}\n" in prompt
@@ -205,3 +220,30 @@ def test_a_batch_is_asked_with_the_parameters_it_started_with():
   verifier.verify(*item)
   verifier.close()
   assert policy.asked == ["old", "new"] and given == ["old", "new"]
+
+
+class TimesOut:
+  """A first verifier that knows nothing in time."""
+
+  name = "correct"
+
+  def start(self, responses, references, metadata, finished):
+    del references, metadata, finished
+    done = concurrent.futures.Future()
+    verdicts = [Verdict.TIMED_OUT] * len(responses)
+    done.set_result(host_signals("correct", verdicts))
+    return done
+
+  def close(self):
+    pass
+
+
+def test_where_the_first_verifier_knew_nothing_the_second_is_missing():
+  verifier = second_answer_verifier(
+    TimesOut(), Reader(), delimiter="<answer>", seed=0
+  )
+  signals = verifier.verify(
+    ["so <answer>A</answer>"], ["A"], [META], np.ones(1, bool)
+  )
+  verifier.close()
+  assert np.isnan(signals.outcome["second"]).all()
