@@ -19,7 +19,7 @@ that has none. Decoding always takes `attention.attend_token`.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -216,6 +216,8 @@ _KERNELS = {
   "splash": _SPLASH,
   "splash_interpret": _SPLASH,
 }
+# A GPU's platform has either name, by where in JAX one reads it.
+_BY_PLATFORM = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}
 
 
 def choose(config: ModelConfig) -> Kernel:
@@ -233,8 +235,10 @@ def choose(config: ModelConfig) -> Kernel:
   return _KERNELS[config.attention]
 
 
-def for_platform(config: ModelConfig, platform: str) -> ModelConfig:
-  """Returns the config with "auto" replaced by what the platform has.
+def for_platform(
+  config: ModelConfig, platform: str, attention: str | None = None
+) -> ModelConfig:
+  """Returns the config with a kernel in the place of "auto".
 
   TPU: "splash". GPU: "cudnn" where the model can have it. Else "plain". A config
   that names its kernel comes back as it is.
@@ -243,16 +247,18 @@ def for_platform(config: ModelConfig, platform: str) -> ModelConfig:
     config: the model's shape.
     platform: `jax.Device.platform` of the devices that will run the program,
       such as those of `Mesh.devices`: not of the machine that compiles it.
+    attention: what goes before `ModelConfig.attention`; None for nothing.
+
+  Raises:
+    ValueError: the model can't have that kernel; "auto" never raises.
   """
+  if attention is not None:
+    config = dataclasses.replace(config, attention=attention)
   if config.attention != "auto":
     return config
-  by_platform: dict[str, Any] = {
-    "tpu": "splash",
-    "gpu": "cudnn",
-    "cuda": "cudnn",
-  }
-  wanted = by_platform.get(platform, "plain")
   try:
-    return dataclasses.replace(config, attention=wanted)
+    return dataclasses.replace(
+      config, attention=_BY_PLATFORM.get(platform, "plain")
+    )
   except ValueError:  # the config refuses what the kernel lacks
     return dataclasses.replace(config, attention="plain")

@@ -286,3 +286,12 @@ def test_cudnn_asks_for_cudnn():
 def test_what_a_kernel_lacks_is_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     tiny.config(**changes)
+
+
+def test_what_a_run_asks_for_goes_before_the_model():
+  named = tiny.config(attention="xla")
+  assert models.for_platform(named, "tpu", "auto").attention == "splash"
+  assert models.for_platform(named, "tpu", "plain").attention == "plain"
+  capped = tiny.config(attention_softcap=2.0)
+  with pytest.raises(ValueError, match=r"'xla' has no soft-cap"):
+    models.for_platform(capped, "cpu", "xla")
