@@ -459,6 +459,7 @@ def _plan(
       f" {evaluation.max_prompts or heldout.num_examples} held-out prompts",
       "training prompts": f"{setup.source.num_examples:,}"
       f" (left out: {setup.source.dropped or 'none'})",
+      "attention": model.attention,
       "held-out prompts": f"{heldout.num_examples:,}"
       f" (left out: {heldout.dropped or 'none'})",
     },
