@@ -188,6 +188,25 @@ def test_closing_one_fails_its_own_items_only(dispatcher):
     use(dispatcher)
 
 
+def test_closing_one_fails_what_runs_and_makes_room(dispatcher):
+  one = use(dispatcher, time_limit_s=60.0)
+  two = use(dispatcher, kwargs={"offset": 5}, max_waiting=1)
+  assert values(one.map([("add", 1)])) == [1]
+  gone = one.submit([("sleep", 60)])  # nothing of it waits: it runs
+  time.sleep(0.3)
+  one.close()
+  with pytest.raises(WorkerPoolError, match="closed"):
+    gone.result(10)
+  # It counts no longer among those that wait, or this would never begin.
+  found = []
+  thread = threading.Thread(
+    target=lambda: found.extend(two.map([("add", 1)])), daemon=True
+  )
+  thread.start()
+  thread.join(20)
+  assert values(found) == [6]
+
+
 def test_a_dispatcher_nobody_used_can_be_closed():
   made = Dispatcher()
   made.close()
