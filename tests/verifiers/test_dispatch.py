@@ -168,6 +168,28 @@ def test_a_function_that_does_not_load_leaves_the_others_alone(dispatcher):
   assert values(good.map([("add", 4)])) == [4]
 
 
+def test_address_space_of_another_function_counts_for_nobody_else(dispatcher):
+  # 80 MB of memory are 320 MB of addresses, which the heavy one alone has taken.
+  heavy = use(dispatcher, HEAVY, {"megabytes": 330})
+  assert values(heavy.map([("add", 1)])) == [1]
+  light = use(dispatcher, memory_limit_mb=80)
+  (outcome,) = light.map([("hoard", 8)])
+  assert (outcome.status, outcome.error) == ("ok", "")
+  assert [outcome.value] == heavy.worker_pids()  # and it is the same worker
+  # The control: what it takes itself counts.
+  (outcome,) = light.map([("hoard", 330)])
+  assert outcome.status == "failed"
+
+
+def test_workers_end_when_no_function_can_be_served(dispatcher):
+  bad = use(dispatcher, NOTHING)
+  with pytest.raises(WorkerPoolError, match="came to nothing"):
+    bad.map([("add", 1)])
+  wait_for(lambda: not dispatcher.worker_pids())
+  with pytest.raises(WorkerPoolError, match="closed"):
+    use(dispatcher)
+
+
 def test_closing_one_fails_its_own_items_only(dispatcher):
   one = use(dispatcher, num_workers=2)
   two = use(dispatcher, kwargs={"offset": 5}, num_workers=2)
