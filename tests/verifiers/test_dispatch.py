@@ -181,6 +181,17 @@ def test_address_space_of_another_function_counts_for_nobody_else(dispatcher):
   assert outcome.status == "failed"
 
 
+def test_address_space_is_limited_anew_for_each_chunk(dispatcher):
+  strict = use(dispatcher, memory_limit_mb=80)
+  lenient = use(dispatcher, kwargs={"offset": 5}, memory_limit_mb=1024)
+  assert values(strict.map([("add", 1)])) == [1]
+  assert values(lenient.map([("add", 1)])) == [6]  # its limit came last
+  (outcome,) = strict.map([("hoard", 400)])
+  assert outcome.error.startswith("MemoryError")  # refused, not killed for it
+  (outcome,) = lenient.map([("hoard", 400)])  # the control
+  assert outcome.status == "ok"
+
+
 def test_workers_end_when_no_function_can_be_served(dispatcher):
   bad = use(dispatcher, NOTHING)
   with pytest.raises(WorkerPoolError, match="came to nothing"):
