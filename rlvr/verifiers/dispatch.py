@@ -1,8 +1,9 @@
 """Functions and their items, and the one thread that has them run.
 
-The thread owns the worker processes (`worker_set.WorkerSet`), replaces those that
-died, says whose items are next, and completes jobs. Callers (`pool.WorkerPool`,
-on any thread) only put tasks into its inbox and wait on futures.
+The thread owns the worker processes (`worker_set.WorkerSet`), replaces those
+that died, says whose items are next, and completes jobs. Callers
+(`pool.WorkerPool`, on any thread) only put tasks into its inbox and wait on
+futures.
 
 All processes serve all functions: a worker loads what it has not loaded yet
 when it is idle, or when it is its turn, and keeps it. A chunk holds items of one

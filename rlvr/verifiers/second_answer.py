@@ -287,10 +287,11 @@ def second_answer_verifier(
   """Returns a verifier of multiple choice that asks a second time.
 
   Beside the rewards of `first` there is "second": 1 where the same reasoning
-  leads to the right option after a shuffle, else 0; 0 too, without asking, where
-  the response has no answer or no delimiter before it; missing where `ask` could
-  not say, or the first verifier failed. The metadata must hold "stem" (or else "question"), without
-  the options, and "options". An exception of `ask` ends the run.
+  leads to the right option after a shuffle, else 0; 0 too, without asking,
+  where the response has no answer or no delimiter before it; missing where
+  `ask` could not say, or the first verifier failed. The metadata must hold
+  "stem" (or else "question"), without the options, and "options". An exception
+  of `ask` ends the run.
 
   Args:
     first: verifier of the answer, `choice.choice_verifier` for instance.
