@@ -107,7 +107,8 @@ def job_from_gin(rewards: tuple[str, ...] = ()) -> Job:
   )
   recipe = loop.recipe(
     Setup(
-      model=given["model"],
+      # As on the slice, whatever this machine is.
+      model=models.for_platform(given["model"], "tpu", given["attention"]),
       vocabulary=vocabulary,
       source=cast(Any, None),
       sampling=sampling,
@@ -147,7 +148,8 @@ def abstract_state(job: Job, place: sharding.Placement) -> TrainState:
 
 def abstract_reference(job: Job, place: sharding.Placement) -> Params | None:
   """Returns the reference model's parameters as shapes, None if it has none."""
-  if not job.recipe.has_reference:
+  # Adapters leave their base as the reference: there is no second copy.
+  if not job.recipe.has_reference or job.recipe.model.lora is not None:
     return None
   params = models.abstract_params(job.recipe.model)
   return sharding.abstract(params, place.params)
