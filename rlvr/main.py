@@ -42,16 +42,29 @@ def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   parser.add_argument(
     "--dry_run", action="store_true", help="print the plan and stop"
   )
+  try:
+    rest, bindings = split_bindings(argv)
+  except ValueError as error:
+    parser.error(str(error))
+  return parser.parse_args(rest), bindings
+
+
+def split_bindings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Returns a command line's other arguments, and its gin bindings.
+
+  Raises:
+    ValueError: a binding without a value.
+  """
   bindings, rest = [], []
   for arg in argv:
     if arg.startswith("--gin."):
       if "=" not in arg:
-        parser.error(f"{arg}: write --gin.NAME=VALUE")
+        raise ValueError(f"{arg}: write --gin.NAME=VALUE")
       name, _, value = arg.removeprefix("--gin.").partition("=")
       bindings.append(f"{name} = {value}")
     else:
       rest.append(arg)
-  return parser.parse_args(rest), bindings
+  return rest, bindings
 
 
 def load_config(files: Sequence[str], bindings: Sequence[str]) -> None:

@@ -18,7 +18,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+  AbstractMesh,
+  AxisType,
+  Mesh,
+  NamedSharding,
+  PartitionSpec,
+)
 
 from rlvr.types import Array
 
@@ -158,7 +164,7 @@ RULES = Rules()
 def partition(
   shape: Sequence[int],
   names: Sequence[str | None],
-  mesh: Mesh,
+  mesh: Mesh | AbstractMesh,
   rules: Rules = RULES,
 ) -> PartitionSpec:
   """Returns how an array is cut: its logical axes by the rules.

@@ -321,6 +321,7 @@ class ReinforcementLoop:
 
 
 def _placement(recipe: Recipe, setup: "Setup") -> sharding.Placement:
+  # Made for a Colab as for a run: both are told when sizes don't fit.
   place = sharding.placement(
     step_lib.abstract_state(recipe),
     *(recipe.model, recipe.optimizer, setup.mesh, setup.rules),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from rlvr import models
 from rlvr.meshes import (
@@ -39,8 +39,10 @@ __all__ = [
   "batch_sharding",
   "check_rows",
   "constrain",
+  "logical",
   "make_mesh",
   "on_mesh",
+  "optimizer_shardings",
   "param_shardings",
   "partition",
   "placement",
@@ -48,6 +50,7 @@ __all__ = [
   "replicated",
   "state_shardings",
   "use",
+  "ways",
 ]
 
 
@@ -68,7 +71,7 @@ def logical(config: models.ModelConfig) -> Any:
 
 
 def param_shardings(
-  config_or_axes: Any, mesh: Mesh, rules: Rules = RULES
+  config_or_axes: Any, mesh: Mesh | AbstractMesh, rules: Rules = RULES
 ) -> Any:
   """Returns the parameters' NamedShardings.
 
@@ -87,7 +90,7 @@ def param_shardings(
   )
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
   """Returns the sharding of what every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())
 
@@ -95,6 +98,38 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh, rules: Rules = RULES) -> NamedSharding:
   """Returns the sharding of arrays whose first axis is prompts or responses."""
   return NamedSharding(mesh, PartitionSpec(rules.axes("batch")))
+
+
+def optimizer_shardings(
+  opt_state: Any,
+  params: Any,
+  optimizer: optax.GradientTransformation,
+  shardings: Any,
+  mesh: Mesh | AbstractMesh,
+) -> Any:
+  """Returns the optimizer state's NamedShardings, in its structure.
+
+  Args:
+    opt_state: or its abstract form.
+    params: or their abstract form.
+    optimizer: whose state it is.
+    shardings: the parameters'.
+    mesh: from `make_mesh`.
+  """
+  whole = replicated(mesh)
+
+  def mirrored(leaf, param, sharding):
+    # Factored moments belong to a parameter without having its shape.
+    return sharding if leaf.shape == param.shape else whole
+
+  return optax.tree_utils.tree_map_params(
+    optimizer,
+    mirrored,
+    opt_state,
+    params,
+    shardings,
+    transform_non_params=lambda _: whole,
+  )
 
 
 def state_shardings(
@@ -118,20 +153,11 @@ def state_shardings(
   """
   whole = replicated(mesh)
   params = param_shardings(config, mesh, rules)
-
-  def mirrored(leaf, param, sharding):
-    return sharding if leaf.shape == param.shape else whole
-
   placed: dict[str, Any] = {"step": whole, "key": whole}
   return TrainState(
     params=params,
-    opt_state=optax.tree_utils.tree_map_params(
-      optimizer,
-      mirrored,
-      state.opt_state,
-      state.params,
-      params,
-      transform_non_params=lambda _: whole,
+    opt_state=optimizer_shardings(
+      state.opt_state, state.params, optimizer, params, mesh
     ),
     chain_state=jax.tree.map(lambda _: whole, state.chain_state),
     **placed,
@@ -216,6 +242,11 @@ def put_batch(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
   return jax.device_put(tree, batch_sharding(mesh, rules))
 
 
+def ways(name: str, mesh: Mesh | AbstractMesh, rules: Rules = RULES) -> int:
+  """Returns over how many devices a logical axis is cut, where it divides."""
+  return math.prod(mesh.shape[axis] for axis in rules.axes(name))
+
+
 def check_rows(rows: int, name: str, mesh: Mesh, rules: Rules = RULES) -> None:
   """Checks that a batch divides over the mesh.
 
@@ -228,11 +259,10 @@ def check_rows(rows: int, name: str, mesh: Mesh, rules: Rules = RULES) -> None:
   Raises:
     ValueError: they don't divide.
   """
-  axes = rules.axes("batch")
-  ways = math.prod(mesh.shape[axis] for axis in axes)
-  if rows % ways:
+  if rows % (parts := ways("batch", mesh, rules)):
+    axes = rules.axes("batch")
     sizes = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
     raise ValueError(
-      f"{name}={rows} prompts don't divide over {ways} devices ({sizes}): make"
-      f" {name} a multiple of {ways}, or give TENSOR more of the devices"
+      f"{name}={rows} prompts don't divide over {parts} devices ({sizes}): make"
+      f" {name} a multiple of {parts}, or give TENSOR more of the devices"
     )

@@ -15,6 +15,7 @@ from rlvr import models, sharding
 from rlvr.data import TaskSpec, open_source, required_vocab_size
 from rlvr.data.sources import TooLong
 from rlvr.evaluate import Evaluation, Evaluator
+from rlvr.infra import shards
 from rlvr.infra.checkpoints import Checkpoints, restore_params
 from rlvr.infra.metrics import MetricLog, SampleLog
 from rlvr.infra.progress import Progress
@@ -22,6 +23,7 @@ from rlvr.infra.report import write_report
 from rlvr.infra.run_folder import RunFolder, open_run_folder
 from rlvr.loops import Reinforcement, Setup, Supervised
 from rlvr.meshes import ONE_DEVICE, RULES, MeshShape, Rules, make_mesh
+from rlvr.recipe import Recipe
 from rlvr.sampling import Sampling
 from rlvr.step import abstract_state, init_state
 from rlvr.types import Params, TrainState
@@ -162,6 +164,7 @@ def train(
   )
   recipe = loop.recipe(setup)  # contradictions are found before anything starts
   progress = Progress()
+  sharding.check_rows(loop.num_prompts, "NUM_PROMPTS", devices, rules)
   if dry_run:
     progress.print_plan(_plan(loop, setup, heldout, evaluation))
     return {}
@@ -333,6 +336,35 @@ def _try_report(folder: RunFolder, progress: Progress) -> None:
     progress.message(f"no report: {error}")
 
 
+def _shares(loop, setup: Setup, recipe: Recipe) -> dict[str, str]:
+  """Returns what each device of the mesh holds, for the plan."""
+  mesh = make_mesh(ONE_DEVICE) if setup.mesh is None else setup.mesh
+  found = shards.totals(
+    setup.model,
+    mesh,
+    rules=setup.rules,
+    sampling_rules=setup.sampling.rules,
+    optimizer=recipe.optimizer,
+    use_reference=loop.use_reference,
+  )
+  rows = shards.param_rows(setup.model, mesh, setup.rules)
+  pieces = recipe.updates_per_batch * recipe.micro_batches
+  ways = sharding.ways("batch", mesh, setup.rules)
+  piece = recipe.num_prompts // pieces
+  prompts = f"{piece / ways:g} of {piece}"
+  if recipe.even_groups and piece % ways:
+    prompts = (
+      f"{piece} don't divide over {ways}: each device computes more than its"
+      " share; raise NUM_PROMPTS or lower micro_batches"
+    )
+  return {
+    "devices": _devices(mesh),
+    "table": shards.summary(rows),
+    **{k: f"{v / 2**20:,.1f} MiB" for k, v in found.items()},
+    "prompts of a micro-batch": prompts,
+  }
+
+
 def _devices(mesh: Mesh | None) -> str:
   """Returns how many devices of which kind, and how the mesh has them."""
   mesh = make_mesh(ONE_DEVICE) if mesh is None else mesh
@@ -427,6 +459,7 @@ def _plan(
       "logits of a micro-batch": f"{mb(logits)}, in chunks of at most"
       f" {mb(4 << 25)}",
     },
+    "Mesh (each device holds)": _shares(loop, setup, recipe),
     "Scoring chain": loop.text(),
     "Settings": json.dumps(
       {"sampling": repr(setup.sampling), "devices": _devices(setup.mesh)},
