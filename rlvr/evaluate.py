@@ -22,6 +22,7 @@ from rlvr.sharding import (
   replicated,
 )
 from rlvr.types import Array, Params, Rollout, Signals, Verdict
+from rlvr.verifiers.host import give_policy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,6 +179,8 @@ class Evaluator:
       params: the policy's parameters.
       key: PRNG key of the samples for pass@k; greedy takes none.
     """
+    if not self._on_device:
+      give_policy(self._verifier, params)
     limit = self._evaluation.max_prompts or self._source.num_examples
     greedy, lengths, finished = [], [], []
     right, known = [], []

@@ -32,6 +32,7 @@ from rlvr.types import (
   scores_from_signals,
 )
 from rlvr.verifiers.exact import verdict_counts
+from rlvr.verifiers.host import give_policy
 
 if TYPE_CHECKING:
   from rlvr.loops import Reinforcement, Setup, Supervised
@@ -193,13 +194,17 @@ class ReinforcementLoop:
     )
     return _Launched(batch, rollout, greedy, round_, ready - begin)
 
-  def _verify(self, launched: _Launched, key, step: int) -> Any:
+  def _verify(self, launched: _Launched, state: TrainState) -> Any:
     """Starts the verification; returns what has a `result`."""
+    step, key = int(state.step), state.key
     parts = [(launched.rollout, Noise.VERIFY)]
     if launched.greedy is not None:
       parts.append((launched.greedy, Noise.VERIFY_GREEDY))
     if not self._on_device:
       vocabulary = self._setup.vocabulary
+      # Who asks the policy is done with these parameters when its signals are
+      # there, which is before the update donates them.
+      give_policy(self._verifier, state.params)
       pending = [
         verify_text(self._verifier, vocabulary, rollout, launched.batch)
         for rollout, _ in parts
@@ -238,7 +243,7 @@ class ReinforcementLoop:
         launched = self._launch(state.params, key, step, count)
       jax.block_until_ready(launched.rollout)
       sampled = time.perf_counter()
-      pending = self._verify(launched, key, step)
+      pending = self._verify(launched, state)
       if settings.depth and not drain and launched.round == 0:
         # The device samples batch k+1 while the workers verify batch k. It is
         # dispatched before the update, which donates these parameters.
@@ -321,7 +326,6 @@ class ReinforcementLoop:
 
 
 def _placement(recipe: Recipe, setup: "Setup") -> sharding.Placement:
-  # Made for a Colab as for a run: both are told when sizes don't fit.
   place = sharding.placement(
     step_lib.abstract_state(recipe),
     *(recipe.model, recipe.optimizer, setup.mesh, setup.rules),

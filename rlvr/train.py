@@ -16,7 +16,7 @@ from rlvr.data import TaskSpec, open_source, required_vocab_size
 from rlvr.data.sources import TooLong
 from rlvr.evaluate import Evaluation, Evaluator
 from rlvr.infra import shards
-from rlvr.infra.checkpoints import Checkpoints, restore_params
+from rlvr.infra.checkpoints import Checkpoints
 from rlvr.infra.metrics import MetricLog, SampleLog
 from rlvr.infra.progress import Progress
 from rlvr.infra.report import write_report
@@ -64,6 +64,7 @@ def train(
   initial_params: str | None = None,
   keep: int = 2,
   keep_best: int = 1,
+  checkpoint_dir: str | None = None,
   max_missing: float = 0.5,
   tensorboard: bool = True,
   config_text: str = "",
@@ -100,9 +101,12 @@ def train(
     mesh: devices along (data, fsdp, tensor).
     rules: how parameters, state and batches lie on them.
     sampling_rules: the same while responses are sampled; None: as in training.
-    initial_params: checkpoint folder of another run; None draws them.
+    initial_params: a Hugging Face folder, a .gguf file, or the checkpoint
+      folder of another run; None draws them.
     keep: newest checkpoints kept.
     keep_best: best checkpoints kept besides.
+    checkpoint_dir: where checkpoints go instead of `run_dir/checkpoints`, such
+      as a bucket (gs://...), which the hosts of a slice need in common.
     max_missing: greatest share of responses without a reward that a step may
       have; above it the run stops.
     tensorboard: whether to write event files.
@@ -182,8 +186,7 @@ def train(
         functools.partial(models.init, model), out_shardings=place.params
       )
       return draw(params_key)
-    like = sharding.abstract(models.abstract_params(model), place.params)
-    return restore_params(initial_params, like)
+    return models.initial_params(initial_params, model, shardings=place.params)
 
   # Before anything is written; a run that goes on has no use for them but as
   # its reference.
@@ -191,7 +194,9 @@ def train(
   if loop.use_reference:
     setup = setup._replace(reference=params)
 
-  folder = open_run_folder(run_dir, resume=resume)
+  folder = open_run_folder(
+    run_dir, resume=resume, checkpoint_dir=checkpoint_dir
+  )
   checkpoints = Checkpoints(
     folder.checkpoints,
     keep=keep,
@@ -199,6 +204,11 @@ def train(
     best_metric="eval/accuracy",
     save_every=save_every,
   )
+  if not resume and checkpoints.latest_step() is not None:
+    raise ValueError(
+      f"checkpoint_dir={checkpoint_dir!r} holds another run: give --resume to go"
+      " on with it, or another checkpoint_dir"
+    )
   metric_log = MetricLog(
     folder.metrics, tensorboard=folder.tensorboard if tensorboard else None
   )

@@ -2,6 +2,7 @@
 # Makes the environment that the other scripts use, once: .venv in the
 # repository (RLVR_VENV=DIR for another place), with the locked versions.
 # Needs Python 3.11 or later with venv, and a package index. Prints its Python.
+# RLVR_EXTRA=tpu on a TPU host: libtpu as well (requirements-tpu.lock).
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${RLVR_VENV:-$root/.venv}
@@ -21,7 +22,14 @@ if [ -z "$python" ]; then
   exit 1
 fi
 
-stamp=$(cat "$root/requirements.lock" "$root/setup.py" "$root/scripts/setup.sh" | cksum)
+locks=("$root/requirements.lock")
+case ${RLVR_EXTRA:-} in
+  "") ;;
+  tpu) locks+=("$root/requirements-tpu.lock") ;;
+  *) echo "RLVR_EXTRA=$RLVR_EXTRA: give tpu or nothing" >&2; exit 2 ;;
+esac
+
+stamp=$(cat "${locks[@]}" "$root/setup.py" "$root/scripts/setup.sh" | cksum)
 if [ ! -x "$venv/bin/python" ] || [ "$(cat "$venv/rlvr-stamp" 2>/dev/null)" != "$stamp" ]; then
   echo "Making the environment in $venv (about 2 minutes, 2.5 GB) ..." >&2
   if ! "$python" -m venv "$venv" >&2; then
@@ -30,7 +38,7 @@ if [ ! -x "$venv/bin/python" ] || [ "$(cat "$venv/rlvr-stamp" 2>/dev/null)" != "
   fi
   pip=("$venv/bin/python" -m pip --disable-pip-version-check -q)
   # The lock is complete, so that nothing is resolved and nothing else comes in.
-  "${pip[@]}" install --no-deps -r "$root/requirements.lock" 2> >(grep -v 'is ignored: it is neither' >&2 || true)
+  "${pip[@]}" install --no-deps "${locks[@]/#/--requirement=}" 2> >(grep -v 'is ignored: it is neither' >&2 || true)
   # No wheels exist for it; without a C compiler, zebra puzzles are missing.
   "${pip[@]}" install --no-deps pycosat==0.6.6 >/dev/null 2>&1 ||
     echo "(no C compiler: reasoning-gym's zebra_puzzles are left out)" >&2

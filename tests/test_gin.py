@@ -18,8 +18,13 @@ _AFTER = {
   "arithmetic_pairs": ("arithmetic",),
   "arithmetic_mixture": ("arithmetic",),
   "coin_flips": ("arithmetic",),
+  "aqua_second_answer": ("aqua",),
+  "policy_judge": ("arithmetic",),
   "sentencepiece": ("gsm8k",),
   "huggingface": ("gsm8k",),
+  "chat_chatml": ("gsm8k", "huggingface"),
+  "chat_gemma": ("gsm8k", "huggingface"),
+  "chat_llama3": ("gsm8k", "huggingface"),
 }
 TASKS = sorted(p.stem for p in (GIN / "tasks").glob("*.gin"))
 

@@ -95,6 +95,7 @@ ROWS: tuple[Method, ...] = (
       *functions_of(
         "verifiers.second_answer", "second_question second_answer_verifier"
       ),
+      *functions_of("verifiers.policy_answers", "policy_answers"),
     ),
     tests=(
       *tests_of(
@@ -104,11 +105,13 @@ ROWS: tuple[Method, ...] = (
       *tests_of(
         "verifiers/test_second_answer", "second_answer_of_each_response"
       ),
+      *tests_of(
+        "verifiers/test_policy_answers", "resumed_run_is_the_uninterrupted_one"
+      ),
     ),
-    tasks=("gin/tasks/aqua.gin",),
+    tasks=("gin/tasks/aqua.gin", "gin/tasks/aqua_second_answer.gin"),
     signals=("second",),
-    notes="the second answer is the caller's to ask for; the paper's three values"
-    " could not be read",
+    notes="the paper's three values could not be read",
   ),
   row(
     FAMILY,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 
 from rlvr.data.late import import_seqio, import_tensorflow
+from rlvr.infra.tokenizer_json import gguf_tokenizer
 
 if TYPE_CHECKING:
   import seqio
@@ -70,16 +71,16 @@ def sentencepiece_vocabulary(path: str) -> "seqio.Vocabulary":
 def huggingface_vocabulary(
   path: str, eos_token: str | None = None, pad_token: str | None = None
 ) -> "seqio.Vocabulary":
-  """Returns the vocabulary of a Hugging Face `tokenizer.json`.
+  """Returns the vocabulary of a Hugging Face `tokenizer.json`, or of a GGUF file.
 
   Special tokens written in a text are encoded as such (chat templates need
   that); none is added, and other than padding and end they are decoded as text.
 
   Args:
-    path: the `tokenizer.json`, or the folder that holds it.
+    path: the `tokenizer.json`, the folder that holds it, or a .gguf file.
     eos_token: the end token's text; None takes it from the
-      `tokenizer_config.json` beside it, or else the only well-known name in the
-      vocabulary.
+      `tokenizer_config.json` beside it or the GGUF file's metadata, or else the
+      only well-known name in the vocabulary.
     pad_token: the same for padding.
 
   Raises:
@@ -88,6 +89,11 @@ def huggingface_vocabulary(
       which token ends or pads.
   """
   given = epath.Path(path)
+  if given.suffix == ".gguf":
+    text, configured = gguf_tokenizer(
+      _existing(path, "huggingface_vocabulary.path")
+    )
+    return _huggingface_class()(path, text, configured, eos_token, pad_token)
   file = given / "tokenizer.json" if given.is_dir() else given
   file = _existing(str(file), "huggingface_vocabulary.path")
   return _huggingface_class()(

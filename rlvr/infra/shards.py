@@ -110,7 +110,8 @@ def totals(
     config: the model's shape.
     mesh: from `make_mesh`, or an abstract one.
     rules: the table of rules.
-    sampling_rules: the same while sampling; None: no further copy.
+    sampling_rules: the same while sampling, None: as in training. Where they
+      or the compute dtype differ, sampling has a copy of its own.
     optimizer: None leaves its state out.
     use_reference: whether there is a reference model.
   """
@@ -127,10 +128,9 @@ def totals(
   if use_reference:
     out["reference model"] = size
   cast = jax.eval_shape(lambda p: models.compute_params(p, config), params)
-  if sampling_rules is not None:
-    out["parameters as sampled with"] = tree_bytes(
-      cast, sharding.param_shardings(config, mesh, sampling_rules)
-    )
+  sampled = sharding.param_shardings(config, mesh, sampling_rules or rules)
+  if cast != params or sampled != placed:
+    out["parameters as sampled with"] = tree_bytes(cast, sampled)
   return out
 
 

@@ -13,32 +13,40 @@ from rlvr.types import Array
 _MASKED = -1e30  # finite: a row without any key gives uniform weights, not NaN
 
 
-def rotate(x_BxTxHxD: Array, positions_BxT: Array, theta: float) -> Array:
-  """Returns queries or keys with rotary position embeddings (split halves).
+def softcapped(x: Array, cap: float | None) -> Array:
+  """Returns cap · tanh(x / cap), or x without a cap.
 
-  Source: Su et al. 2021, RoFormer, eq. 34, https://arxiv.org/abs/2104.09864,
-  with the pairs (i, i + D/2) of the Llama and Qwen checkpoints.
+  Source: Gemma 2, https://arxiv.org/abs/2408.00118, section 2.
 
   Args:
-    x_BxTxHxD: float.
-    positions_BxT: int32.
-    theta: base of the wavelengths.
+    x: float32, scores or logits.
+    cap: bound on their size; None for none.
   """
-  half = x_BxTxHxD.shape[-1] // 2
-  frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle = positions_BxT[..., None, None].astype(
-    jnp.float32
-  ) * frequency.reshape((1,) * (positions_BxT.ndim + 1) + (half,))
-  cos, sin = jnp.cos(angle), jnp.sin(angle)
-  first, second = jnp.split(x_BxTxHxD.astype(jnp.float32), 2, axis=-1)
-  turned = jnp.concatenate(
-    [first * cos - second * sin, second * cos + first * sin], axis=-1
-  )
-  return turned.astype(x_BxTxHxD.dtype)
+  return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def near(query_positions: Array, key_positions: Array, window: int) -> Array:
+  """Returns bool [..., T, S]: whether a key is within a query's window.
+
+  The window's tokens are the query's own and the window - 1 before it. Causality
+  is not looked at.
+
+  Args:
+    query_positions: int32 [..., T], without padding counted.
+    key_positions: int32 [..., S].
+    window: tokens.
+  """
+  return query_positions[..., :, None] - key_positions[..., None, :] < window
 
 
 def attend(
-  q_BxTxHxD: Array, k_BxSxKxD: Array, v_BxSxKxD: Array, mask_BxTxS: Array
+  q_BxTxHxD: Array,
+  k_BxSxKxD: Array,
+  v_BxSxKxD: Array,
+  mask_BxTxS: Array,
+  *,
+  scale: float | None = None,
+  softcap: float | None = None,
 ) -> Array:
   """Returns grouped-query attention, [B, T, H, D].
 
@@ -47,13 +55,16 @@ def attend(
     k_BxSxKxD: keys.
     v_BxSxKxD: values.
     mask_BxTxS: bool, true where a query may look.
+    scale: multiplies queries; None: D ** -0.5.
+    softcap: see `softcapped`; of the scores.
   """
   B, T, H, D = q_BxTxHxD.shape
   K = k_BxSxKxD.shape[2]
-  q = q_BxTxHxD.reshape(B, T, K, H // K, D) * (D**-0.5)
+  q = q_BxTxHxD.reshape(B, T, K, H // K, D) * (scale or D**-0.5)
   scores = jnp.einsum(
     "btkrd,bskd->bkrts", q, k_BxSxKxD, preferred_element_type=jnp.float32
   )
+  scores = softcapped(scores, softcap)
   scores = jnp.where(mask_BxTxS[:, None, None], scores, _MASKED)
   weights = jax.nn.softmax(scores, axis=-1).astype(v_BxSxKxD.dtype)
   out = jnp.einsum("bkrts,bskd->btkrd", weights, v_BxSxKxD)
@@ -64,10 +75,13 @@ def attend_shared(
   q_BxTxHxD: Array,
   prompt_k_PxSxKxD: Array,
   prompt_v_PxSxKxD: Array,
-  prompt_mask_PxS: Array,
+  prompt_mask: Array,
   k_BxUxKxD: Array,
   v_BxUxKxD: Array,
   mask_BxTxU: Array,
+  *,
+  scale: float | None = None,
+  softcap: float | None = None,
 ) -> Array:
   """Returns attention of responses to their prompt and to themselves.
 
@@ -77,28 +91,33 @@ def attend_shared(
     q_BxTxHxD: queries of the responses.
     prompt_k_PxSxKxD: keys of the prompts.
     prompt_v_PxSxKxD: values of the prompts.
-    prompt_mask_PxS: bool, true on prompt tokens.
+    prompt_mask: bool [P, S], true on prompt tokens; or [P, T, S] where it
+      depends on the query, T the response's position or 1.
     k_BxUxKxD: keys of the responses.
     v_BxUxKxD: values of the responses.
     mask_BxTxU: bool, true where a query may look in its response; the first
       axis may be 1.
+    scale: multiplies queries; None: D ** -0.5.
+    softcap: see `softcapped`; of the scores.
   """
   B, T, H, D = q_BxTxHxD.shape
   P, S, K, _ = prompt_k_PxSxKxD.shape
   G, R = B // P, H // K
-  q = q_BxTxHxD.reshape(B, T, K, R, D) * (D**-0.5)
+  q = q_BxTxHxD.reshape(B, T, K, R, D) * (scale or D**-0.5)
   own = jnp.einsum(
     "btkrd,bukd->bkrtu", q, k_BxUxKxD, preferred_element_type=jnp.float32
   )
-  own = jnp.where(mask_BxTxU[:, None, None], own, _MASKED)
+  own = jnp.where(mask_BxTxU[:, None, None], softcapped(own, softcap), _MASKED)
   shared = jnp.einsum(
     "pgtkrd,pskd->pgkrts",
     q.reshape(P, G, T, K, R, D),
     prompt_k_PxSxKxD,
     preferred_element_type=jnp.float32,
   )
+  if prompt_mask.ndim == 2:
+    prompt_mask = prompt_mask[:, None]
   shared = jnp.where(
-    prompt_mask_PxS[:, None, None, None, None, :], shared, _MASKED
+    prompt_mask[:, None, None, None], softcapped(shared, softcap), _MASKED
   )
   scores = jnp.concatenate([shared.reshape(B, K, R, T, S), own], axis=-1)
   weights = jax.nn.softmax(scores, axis=-1).astype(v_BxUxKxD.dtype)
@@ -109,3 +128,65 @@ def attend_shared(
     prompt_v_PxSxKxD,
   ).reshape(out.shape)
   return out.reshape(B, T, H, D)
+
+
+def attend_token(
+  q_BxHxD: Array,
+  prompt_k_PxKxDxS: Array,
+  prompt_v_PxKxSxD: Array,
+  prompt_mask: Array,
+  k_BxKxDxU: Array,
+  v_BxKxUxD: Array,
+  mask: Array,
+  *,
+  scale: float | None = None,
+  softcap: float | None = None,
+) -> Array:
+  """Returns attention of one token of each response, [B, H, D].
+
+  The same as `attend_shared` for T = 1, from keys and values that lie as the
+  products read them. Responses are group-major with B/P for each prompt.
+
+  Args:
+    q_BxHxD: queries.
+    prompt_k_PxKxDxS: keys of the prompts.
+    prompt_v_PxKxSxD: values of the prompts.
+    prompt_mask: bool [P, S] or [P, 1, S].
+    k_BxKxDxU: keys of the responses.
+    v_BxKxUxD: values of the responses.
+    mask: bool [1 or B, 1, U].
+    scale: multiplies queries; None: D ** -0.5.
+    softcap: see `softcapped`; of the scores.
+  """
+  B, H, D = q_BxHxD.shape
+  P, K = prompt_k_PxKxDxS.shape[:2]
+  G, R = B // P, H // K
+  q = q_BxHxD.reshape(B, K, R, D) * (scale or D**-0.5)
+  f32 = {"preferred_element_type": jnp.float32}
+  own = jnp.einsum("bkrd,bkdu->bkru", q, k_BxKxDxU, **f32)
+  own = jnp.where(mask[:, None], softcapped(own, softcap), _MASKED)
+
+  def grouped(x):
+    """[B, K, R, n] -> [P, K, G·R, n]: a prompt's keys are read once."""
+    x = x.reshape(P, G, K, R, -1)
+    return x.swapaxes(1, 2).reshape(P, K, G * R, -1)
+
+  def ungrouped(x):
+    x = x.reshape(P, K, G, R, -1)
+    return x.swapaxes(1, 2).reshape(B, K, R, -1)
+
+  shared = jnp.einsum("pkgd,pkds->pkgs", grouped(q), prompt_k_PxKxDxS, **f32)
+  if prompt_mask.ndim == 2:
+    prompt_mask = prompt_mask[:, None]
+  shared = jnp.where(prompt_mask[:, None], softcapped(shared, softcap), _MASKED)
+  most = jnp.maximum(
+    own.max(-1, keepdims=True), ungrouped(shared.max(-1, keepdims=True))
+  )
+  own, shared = jnp.exp(own - most), jnp.exp(shared - grouped(most))
+  total = own.sum(-1, keepdims=True) + ungrouped(shared.sum(-1, keepdims=True))
+  dtype = v_BxKxUxD.dtype
+  out = jnp.einsum("bkru,bkud->bkrd", own.astype(dtype), v_BxKxUxD, **f32)
+  out = out + ungrouped(
+    jnp.einsum("pkgs,pksd->pkgd", shared.astype(dtype), prompt_v_PxKxSxD, **f32)
+  )
+  return (out / total).reshape(B, H, D).astype(dtype)

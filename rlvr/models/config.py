@@ -2,6 +2,57 @@
 
 import dataclasses
 
+_SIZES = (
+  "vocab_size",
+  "embed_dim",
+  "num_layers",
+  "num_heads",
+  "num_kv_heads",
+  "head_dim",
+  "mlp_dim",
+)
+_ACTIVATIONS = ("silu", "gelu_tanh")
+_KINDS = ("global", "local")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+  """How rotary wavelengths are stretched for sequences past the original.
+
+  Which formula each kind is stands at `rlvr.models.rope.frequencies`.
+
+  Raises:
+    ValueError: a kind that is not known, or a number that it can't have.
+  """
+
+  kind: str  # "linear", "llama3" or "yarn"
+  factor: float  # new length / original length
+  original_max_positions: int | None = None  # tokens; llama3 and yarn need it
+  low_freq_factor: float = 1.0  # llama3
+  high_freq_factor: float = 4.0  # llama3
+  beta_fast: float = 32.0  # yarn: turns over the original length
+  beta_slow: float = 1.0  # yarn
+  attention_factor: float | None = None  # yarn; None: 0.1 ln(factor) + 1
+  truncate: bool = True  # yarn: the ramp's ends are whole dimensions
+
+  def __post_init__(self):
+    if self.kind not in ("linear", "llama3", "yarn"):
+      raise ValueError(
+        f"RopeScaling.kind={self.kind!r}: give 'linear', 'llama3' or 'yarn'"
+      )
+    if self.factor < 1:
+      raise ValueError(f"RopeScaling.factor={self.factor} must be at least 1")
+    if self.kind != "linear" and (self.original_max_positions or 0) < 1:
+      raise ValueError(
+        f"RopeScaling.original_max_positions={self.original_max_positions}:"
+        f" kind {self.kind!r} needs the length before scaling, in tokens"
+      )
+    if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
+      raise ValueError(
+        f"RopeScaling.high_freq_factor={self.high_freq_factor} must be above"
+        f" low_freq_factor={self.low_freq_factor}"
+      )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -24,21 +75,30 @@ class ModelConfig:
   qkv_bias: bool = False
   tie_embeddings: bool = True
   scale_embeddings: bool = False  # times sqrt(embed_dim), as in Gemma
+  # RMSNorm multiplies by norm_offset + scale; Gemma's checkpoints hold
+  # scale - 1, so 1 there.
+  norm_offset: float = 0.0
+  post_norms: bool = (
+    False  # RMSNorm on what attention and MLP give, as in Gemma
+  )
+  activation: str = "silu"  # or "gelu_tanh"
+  attention_softcap: float | None = None  # cap · tanh(scores / cap)
+  final_softcap: float | None = None  # the same on the logits
+  query_scale: float | None = None  # of scores; None: head_dim ** -0.5
+  # A query in a "local" layer sees itself and the sliding_window - 1 tokens
+  # before it.
+  sliding_window: int | None = None
+  layer_pattern: tuple[str, ...] = ("global",)  # repeated over the layers
+  local_rope_theta: float | None = None  # of local layers; None: rope_theta
+  rope_scaling: RopeScaling | None = None
+  max_positions: int | None = None  # tokens; only told to exported checkpoints
   value_head: bool = False  # one number per token, on the trunk
   compute_dtype: str = "float32"  # of activations; parameters stay float32
   remat: bool = False  # recompute a layer's activations in the backward pass
   unroll_layers: bool = False  # faster small models on CPU, slower compilation
 
   def __post_init__(self):
-    for name in (
-      "vocab_size",
-      "embed_dim",
-      "num_layers",
-      "num_heads",
-      "num_kv_heads",
-      "head_dim",
-      "mlp_dim",
-    ):
+    for name in _SIZES:
       if getattr(self, name) < 1:
         raise ValueError(
           f"ModelConfig.{name}={getattr(self, name)} must be at least 1"
@@ -58,3 +118,37 @@ class ModelConfig:
         f"ModelConfig.compute_dtype={self.compute_dtype!r}: give 'float32' or"
         " 'bfloat16'"
       )
+    if self.activation not in _ACTIVATIONS:
+      raise ValueError(
+        f"ModelConfig.activation={self.activation!r}: give one of"
+        f" {_ACTIVATIONS}"
+      )
+    # Gin gives a list.
+    object.__setattr__(self, "layer_pattern", tuple(self.layer_pattern))
+    if not self.layer_pattern or set(self.layer_pattern) - set(_KINDS):
+      raise ValueError(
+        f"ModelConfig.layer_pattern={self.layer_pattern}: give 'global' and"
+        " 'local', at least one"
+      )
+    if "local" in self.layer_kinds and (self.sliding_window or 0) < 1:
+      raise ValueError(
+        f"ModelConfig.sliding_window={self.sliding_window}: the local layers of"
+        " layer_pattern need a window of at least 1 token"
+      )
+    for name in (
+      "attention_softcap",
+      "final_softcap",
+      "query_scale",
+      "local_rope_theta",
+    ):
+      value = getattr(self, name)
+      if value is not None and value <= 0:
+        raise ValueError(
+          f"ModelConfig.{name}={value} must be above 0; None switches it off"
+        )
+
+  @property
+  def layer_kinds(self) -> tuple[str, ...]:
+    """Each layer's kind, "global" or "local"."""
+    pattern = self.layer_pattern
+    return tuple(pattern[i % len(pattern)] for i in range(self.num_layers))

@@ -15,17 +15,15 @@ from rlvr.meshes import (
 from rlvr.models import (
   ModelConfig,
   compute_params,
-  decode,
   logical_axes,
   logits,
   prefill,
-  unstack_layers,
 )
-from rlvr.sampling.filters import draw, filtered_logprobs
+from rlvr.models.decoding import Reading, layers_to_read, take_rows
+from rlvr.sampling.filters import draw, filtered_logprobs, likeliest
+from rlvr.sampling.slots import decode_all, decode_queued, first_tokens
 from rlvr.segments import step_indices
 from rlvr.types import Array, Params, Prompts, Rollout
-
-_KV_HEADS = ("batch", None, "act_kv_heads")  # of a cache [B, T, K, N]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +46,9 @@ class Sampling:
   # How parameters and batch lie on the mesh while responses are drawn: moved
   # there once for a batch. None: as in training.
   rules: Rules | None = None
+  # Responses that decode at a time; one that ends makes room for the next.
+  # 0: all of a batch.
+  slots: int = 0
 
   def __post_init__(self):
     checks = (
@@ -57,6 +58,7 @@ class Sampling:
       ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
       ("min_p", 0 <= self.min_p < 1, "in [0, 1)"),
       ("max_steps", self.max_steps >= 1, "at least 1"),
+      ("slots", self.slots >= 0, "0 (as many as responses) or more"),
     )
     for name, good, want in checks:
       if not good:
@@ -145,30 +147,23 @@ def _draw(params, config, prompts, key, sampling, group, even, response_ids):
   uniform = jax.vmap(lambda k: jax.random.uniform(k, (T,)))(keys)
   uniform = constrain(uniform, "batch")
 
-  last_hidden, (prompt_k, prompt_v) = prefill(
+  last_hidden, prompt_cache = prefill(
     params, config, prompts.tokens, prompts.mask
   )
-  prompt_mask = prompts.mask
-  if not even:
-    # Uneven groups: the prompt's keys are gathered for each response.
-    prompt_k, prompt_v = prompt_k[:, group], prompt_v[:, group]
-    prompt_mask = prompt_mask[group]
-  prompt_cache = [
-    (constrain(prompt_k[i], *_KV_HEADS), constrain(prompt_v[i], *_KV_HEADS))
-    for i in range(config.num_layers)
-  ]
-  layers = unstack_layers(params, config)
-  prompt_lengths = prompts.mask.sum(-1, dtype=jnp.int32)[group]
-  dtype = jnp.dtype(config.compute_dtype)
-  shape = (B, T, config.num_kv_heads, config.head_dim)
-  empty = constrain(jnp.zeros(shape, dtype), *_KV_HEADS)
-  cache = [(empty, empty) for _ in range(config.num_layers)]
+  prompt_lengths = prompts.mask.sum(-1, dtype=jnp.int32)
+  reading = Reading(
+    trunk=params["trunk"],
+    layers=layers_to_read(params, config),
+    prompts=prompt_cache,
+    prompt_mask=prompts.mask,
+    prompt_lengths=prompt_lengths,
+  )
 
   def pick(z, u):
     # Sums over the vocabulary are then in one order on every mesh.
     z = constrain(z, "batch")
     if sampling.temperature == 0:
-      return jnp.argmax(z, axis=-1).astype(jnp.int32), jnp.zeros(z.shape[:1])
+      return likeliest(z), jnp.zeros(z.shape[:1])
     logprobs = filtered_logprobs(
       z,
       temperature=sampling.temperature,
@@ -179,65 +174,38 @@ def _draw(params, config, prompts, key, sampling, group, even, response_ids):
     token = draw(logprobs, u)
     return token, jnp.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0]
 
-  def put(array, column, t):
-    return jax.lax.dynamic_update_slice_in_dim(
-      array, column[:, None], t, axis=1
-    )
-
-  def record(t, z, ended, tokens, mask, logprobs):
-    u = jax.lax.dynamic_index_in_dim(uniform, t, axis=1, keepdims=False)
-    token, logprob = pick(z, u)
-    token = jnp.where(ended, sampling.pad_id, token)
-    logprob = jnp.where(ended, 0.0, logprob)
-    tokens, mask = put(tokens, token, t), put(mask, ~ended, t)
-    logprobs = put(logprobs, logprob, t)
-    return token, ended | (token == sampling.end_id), tokens, mask, logprobs
-
+  ids = {"end_id": sampling.end_id, "pad_id": sampling.pad_id}
   z = logits(params, config, last_hidden)[group]
-  token, ended, tokens, mask, logprobs = record(
-    jnp.int32(0),
-    z,
-    jnp.zeros((B,), bool),
-    jnp.full((B, T), sampling.pad_id, jnp.int32),
-    jnp.zeros((B, T), bool),
-    jnp.zeros((B, T), jnp.float32),
-  )
-
-  def going(carry):
-    t, _, ended, *_ = carry
-    return (t < T) & ~ended.all()
-
-  def body(carry):
-    t, token, ended, tokens, mask, logprobs, cache = carry
-    hidden, cache = decode(
-      params,
-      layers,
+  first = first_tokens(z, uniform, pick, **ids)
+  if 0 < sampling.slots < B:
+    drawn = decode_queued(
+      reading,
       config,
-      token,
-      t - 1,
-      prompt_lengths,
-      prompt_mask,
-      prompt_cache,
-      cache,
+      first,
+      group,
+      uniform,
+      pick,
+      num_slots=sampling.slots,
+      **ids,
     )
-    cache = jax.tree.map(lambda x: constrain(x, *_KV_HEADS), cache)
-    token, ended, tokens, mask, logprobs = record(
-      t, logits(params, config, hidden), ended, tokens, mask, logprobs
-    )
-    return t + 1, token, ended, tokens, mask, logprobs, cache
-
-  carry = (jnp.int32(1), token, ended, tokens, mask, logprobs, cache)
-  _, _, ended, tokens, mask, logprobs, _ = jax.lax.while_loop(
-    going, body, carry
-  )
+  else:
+    reading = reading._replace(prompt_lengths=prompt_lengths[group])
+    if not even:
+      # Uneven groups: the prompt's keys are gathered for each response.
+      reading = reading._replace(
+        prompts=take_rows(prompt_cache, group, config),
+        prompt_mask=prompts.mask[group],
+      )
+    drawn = decode_all(reading, config, first, uniform, pick, **ids)
+  mask = jnp.arange(T, dtype=jnp.int32)[None] < drawn.lengths[:, None]
   return Rollout(
     prompts=prompts,
-    tokens=tokens,
+    tokens=drawn.tokens,
     completion_mask=mask,
-    behavior_logprobs=logprobs,
+    behavior_logprobs=drawn.logprobs,
     group=group,
     step_index=step_indices(
-      tokens, mask, sampling.step_delimiters, sampling.max_steps
+      drawn.tokens, mask, sampling.step_delimiters, sampling.max_steps
     ),
-    finished=ended,
+    finished=drawn.finished,
   )

@@ -3,8 +3,8 @@
 - device verifiers (`exact`): pure functions of the `Rollout`, jitted with the
   step;
 - host verifiers (`host`): text in, NumPy `Signals` out, run in worker
-  processes (`pool`, `process`, `worker`) that import neither JAX nor
-  TensorFlow. What runs inside:
+  processes (`pool`, `dispatch`, `process`, `worker`), one set for all of a host
+  (`sharing`), that import neither JAX nor TensorFlow. What runs inside:
   - mathematics: `answers` finds an answer, `mathematics` compares two (with
     `notation`, `units`, `structures`, `algebra`, `costs`); `reasoning`;
   - code: `code`, `code_tests`, in a sandbox (`sandbox` and what it starts);
@@ -14,7 +14,7 @@
 - on the spot, without workers (`spot`): `host.exact_text_verifier`,
   `arithmetic`, and those of the above that say so;
 - judges (`judge_protocol`, `judges`, `judge_clients`, `policy_judge`): models
-  that are asked. `hybrid` asks them about the rule's negatives alone, `rating`
+  that are asked; `policy_answers`, the policy in training. `hybrid` asks them about the rule's negatives alone, `rating`
   and `rubrics` make rewards of what they say, `trust_judge` has the formulas.
 
 Submodules are imported on first use, because workers import this package too.
@@ -60,12 +60,12 @@ _OFFERS = {
   "judges": ("YesNoJudge",),
   "mixed": ("mixed_verifier",),
   "overlap": ("overlap_verifier",),
-  "pool": (
+  "jobs": (
     "Outcome",
-    "WorkerPool",
     "WorkerPoolError",
   ),
   "policy_judge": ("PolicyJudge",),
+  "pool": ("WorkerPool",),
   "rating": ("rating_verifier",),
   "reasoning_instructions": ("reasoning_instruction_verifier",),
   "rubrics": ("rubric_verifier",),

@@ -44,8 +44,9 @@ def extract_answer(
   - "boxed": \boxed{...} or \fbox{...} with balanced braces, or \boxed followed
     by a space and an answer without braces;
   - "hash": what follows #### on its line;
-  - "phrase": what follows "answer is" or "answer:" up to the end of the line or
-    of the sentence;
+  - "phrase": what follows "answer is" or "answer:", on that line or the next
+    that isn't blank, up to the end of the line or of the sentence; displayed
+    mathematics that begins there, \[...\] or $$...$$, as a whole;
   - "last_number": the last integer, decimal or a/b.
 
   Args:
@@ -76,8 +77,10 @@ _OPEN = object()
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _MAX_BOX = 100_000  # characters; a longer box counts as one without an end
 _PHRASE = re.compile(
-  r"answer(?: is|\*{0,2}:)\*{0,2}[ \t]*+:?[ \t]*+", re.IGNORECASE
+  r"answer(?: is|\*{0,2}:)\*{0,2}[ \t]*+:?\s*+", re.IGNORECASE
 )
+_DISPLAYS = ((r"\[", r"\]"), ("$$", "$$"))
+_MAX_DISPLAY = 10_000  # characters
 _SENTENCE_END = re.compile(r"\.(?=\s|\*|$)")
 _NUMBER_IN_TEXT = re.compile(
   r"[-−]?(?:\d{1,3}(?:,\d{3})++(?!\d)|\d++)(?:\.\d+)?(?:/\d+)?%?"
@@ -119,6 +122,11 @@ def _phrase(text: str) -> Any:
   last = _last(_PHRASE, text)
   if last is None:
     return None
+  rest = text[last.end() : last.end() + _MAX_DISPLAY]
+  for left, right in _DISPLAYS:
+    inside, end, _ = rest.removeprefix(left).partition(right)
+    if rest.startswith(left) and end:
+      return " ".join(inside.split()).removesuffix(".")
   line = text[last.end() :].split("\n", 1)[0]
   return _SENTENCE_END.split(line, maxsplit=1)[0]
 
@@ -149,4 +157,5 @@ def strip_math(text: str) -> str:
   for left, right in ((r"\(", r"\)"), (r"\[", r"\]")):
     if text.startswith(left) and text.endswith(right):
       text = text[2:-2].strip()
-  return text
+  # "**The answer is 5**": what opens the bold text stands before the answer.
+  return text if text.startswith("**") else text.removesuffix("**").rstrip()

@@ -4,7 +4,8 @@ A test of a program is one of
 
     {"stdin": text, "stdout": text}          the whole program is run
     {"function": name, "arguments": [...], "expected": value}
-                                             as JSON has it: lists for tuples
+                                             as JSON has it: lists for tuples,
+                                             texts for keys
     {"assert": Python text}                  see `code_tests`
 
 In all three, the program gets the input and its sandbox the input alone: what is
@@ -19,6 +20,7 @@ answer from memory; and where a test says little (`assert f(3)`), guess.
 Runs in worker processes, but for `code_verifier`: standard library only.
 """
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -52,10 +54,12 @@ class Result(NamedTuple):
 
   passed: None where nobody knows, by the verifier's fault.
   why: for people; empty if passed.
+  no_program: whether the text isn't a program at all, so that no test passes.
   """
 
   passed: bool | None
   why: str = ""
+  no_program: bool = False
 
 
 class BadTest(ValueError):
@@ -150,10 +154,15 @@ class _Bench:
         if self._is_late():
           self._end_judge()
           return self._late
+        request = {"function": message["call"], "args": unpack(message["args"])}
+        try:
+          answer = self.ask(request)
+        except ValueError as error:  # such as a Decimal: no message carries it
+          self._end_judge()
+          # A program that was called before may have made the argument.
+          why = f"an argument of {message['call']} isn't plain data: {error}"
+          return Result(False if called else None, why)
         called = True
-        answer = self.ask(
-          {"function": message["call"], "args": unpack(message["args"])}
-        )
         fields = ("status", "detail", "value")
         self._judge.send({field: getattr(answer, field) for field in fields})
     except Ended as error:
@@ -165,7 +174,8 @@ class _Bench:
 
 
 def _failed(answer: Answer) -> Result:
-  return Result(False, f"{answer.status}: {answer.detail}".rstrip(": "))
+  why = f"{answer.status}: {answer.detail}".rstrip(": ")
+  return Result(False, why, no_program=answer.status == "syntax")
 
 
 def _compare(answer: Answer, expected: Any, how: str) -> Result:
@@ -181,18 +191,25 @@ def _compare(answer: Answer, expected: Any, how: str) -> Result:
       passed = type(value) is type(expected) and value == expected
     else:
       passed = bool(value == expected)
-  except (ValueError, RecursionError) as error:
+  except (ValueError, ArithmeticError, RecursionError) as error:
+    # ArithmeticError: a signalling NaN may not be compared.
     return Result(False, f"no value: {error}"[:300])
   return Result(passed, "" if passed else f"it returned {answer.value[:80]}")
 
 
 def _listed(value: Any) -> Any:
-  """Returns a value with lists for its tuples, as JSON has it."""
+  """Returns a value as JSON has it: lists for tuples, texts for keys."""
   if isinstance(value, (list, tuple)):
     return [_listed(v) for v in value]
   if isinstance(value, dict):
-    return {k: _listed(v) for k, v in value.items()}
+    return {_key(k): _listed(v) for k, v in value.items()}
   return value
+
+
+def _key(key: Any) -> Any:
+  """Returns a mapping's key as JSON writes it."""
+  plain = key is None or isinstance(key, (bool, int, float))
+  return json.dumps(key) if plain else key
 
 
 def make_code_checker(
@@ -292,7 +309,7 @@ def make_code_checker(
       )
       for test in tests:
         results.append(bench.result(test))
-        if results[-1].why.startswith("syntax"):
+        if results[-1].no_program:
           return verdict("MALFORMED", results[-1].why, nothing, weights)
         if results[-1].passed is False and not all_needed:
           break
@@ -302,7 +319,10 @@ def make_code_checker(
       if bench is not None:
         bench.close()
     problems = [(i, r) for i, r in enumerate(results, start=1) if not r.passed]
-    problems.sort(key=lambda pair: pair[1].passed is None)
+    # One test that fails is enough to be wrong, whatever the others say, but a
+    # share is known only where all are.
+    unknown_last = scoring == "all"
+    problems.sort(key=lambda pair: (pair[1].passed is None) == unknown_last)
     if not problems:
       return verdict("CORRECT", "", results, weights)
     number, first = problems[0]

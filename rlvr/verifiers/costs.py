@@ -77,6 +77,8 @@ def check_text(text: str, *, reference: str | None = None) -> None:
     )
     if missing:
       raise TooCostly(f"{sorted(missing)[0]} isn't worked out")
+    if _BIG_LITERAL.search(text):
+      raise TooCostly("a sum, product or integral up to something large")
 
 
 def check_expression(expression: Any) -> None:

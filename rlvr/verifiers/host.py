@@ -4,15 +4,16 @@ import collections
 import concurrent.futures
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from rlvr.types import Signals, Verdict
+from rlvr.types import Params, Signals, Verdict
+from rlvr.verifiers.jobs import Outcome
 from rlvr.verifiers.mathematics import DEFAULT_SOURCES, Source
 from rlvr.verifiers.parts import FurtherRewards, Parts
-from rlvr.verifiers.pool import Outcome
 from rlvr.verifiers.sharing import give_back, take_pool
 
 # What becomes of a response that did not end by itself:
@@ -38,7 +39,8 @@ class HostVerifier(Protocol):
   """What the split step calls between sampling and scoring.
 
   `start` returns at once, so that the device can sample the next batch
-  meanwhile; `verify` is `start(...).result()`.
+  meanwhile; `verify` is `start(...).result()`. A verifier that asks the policy
+  in training has `use_policy` besides, see `AsksPolicy`.
 
   Args of both:
     responses: text of each response, without the end token, length B.
@@ -67,6 +69,29 @@ class HostVerifier(Protocol):
   ) -> Pending: ...
 
   def close(self) -> None: ...
+
+
+@runtime_checkable
+class AsksPolicy(Protocol):
+  """A host verifier, or a part of one, that asks the policy in training."""
+
+  def use_policy(self, params: Params) -> None:
+    """Takes the parameters that the batches started from now on are asked with.
+
+    They are valid until the signals of the last such batch were waited for: an
+    update donates them. Whoever keeps them longer must copy them.
+    """
+
+
+def give_policy(verifier: Any, params: Params) -> None:
+  """Gives a verifier the policy's present parameters, if it asks for them.
+
+  Args:
+    verifier: a `HostVerifier`, or a part of one.
+    params: of the policy in training.
+  """
+  if isinstance(verifier, AsksPolicy):
+    verifier.use_policy(params)
 
 
 def verdict_reward(verdict: Verdict) -> float:
@@ -149,7 +174,7 @@ class PoolVerifier:
   ):
     """Starts the workers, without waiting for them.
 
-    Verifiers of the same function, arguments and limits share their workers.
+    All verifiers of a host share their workers, see `sharing`.
 
     Args:
       function: "module:name" of what makes the item function.
@@ -192,6 +217,10 @@ class PoolVerifier:
   def start(self, responses, references, metadata, finished) -> Pending:
     """See `HostVerifier`."""
     check_lengths(responses, references, metadata, finished)
+    if self._closed:
+      raise RuntimeError(
+        f"the verifier of {self.name!r} is closed: make another"
+      )
     judged = [
       i
       for i in range(len(responses))
@@ -301,14 +330,16 @@ def merged_signals(
   for i, outcome in enumerate(outcomes):
     verdict, reward, why = Verdict.NO_ANSWER, 0.0, ""
     found: FurtherRewards | None = None
-    if outcome is None:
-      found = without_answer(i)
-    else:
+    if outcome is not None:
       verdict, reward, why = read_outcome(outcome)
-      try:
-        found = verifier.parts.read(outcome.value)
-      except ValueError as error:
-        verdict, why = Verdict.VERIFIER_FAILED, str(error)
+    try:
+      found = (
+        without_answer(i)
+        if outcome is None
+        else verifier.parts.read(outcome.value)
+      )
+    except ValueError as error:
+      verdict, reward, why = Verdict.VERIFIER_FAILED, float("nan"), str(error)
     if verdict in (Verdict.VERIFIER_FAILED, Verdict.TIMED_OUT):
       problems.append((responses[i], why))
     verdicts.append(verdict)
@@ -340,11 +371,20 @@ def read_outcome(outcome: Outcome) -> tuple[Verdict, float, str]:
     return Verdict.VERIFIER_FAILED, nan, outcome.error
   try:
     verdict = Verdict[outcome.value["verdict"]]
-    reward = float(outcome.value.get("reward", verdict_reward(verdict)))
+    reward = outcome.value.get("reward", verdict_reward(verdict))
+    judged = verdict not in (Verdict.VERIFIER_FAILED, Verdict.TIMED_OUT)
+    if judged and not _is_reward(reward):
+      raise ValueError(f"the reward {reward!r} is no finite number")
+    reward = float(reward) if judged else nan
     return verdict, reward, str(outcome.value.get("detail", ""))
   except (KeyError, TypeError, ValueError, AttributeError) as error:
     why = f"the item function returned {str(outcome.value)[:80]!r}: {error!r}"
     return Verdict.VERIFIER_FAILED, nan, why
+
+
+def _is_reward(value: Any) -> bool:
+  number = isinstance(value, int | float) and not isinstance(value, bool)
+  return number and math.isfinite(value)
 
 
 def math_verifier(

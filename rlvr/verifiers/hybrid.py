@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rlvr.types import Signals, Verdict
+from rlvr.types import Params, Signals, Verdict
 from rlvr.verifiers.answers import DEFAULT_SOURCES, Source, extract_answer
-from rlvr.verifiers.host import HostVerifier, Pending, host_signals
+from rlvr.verifiers.host import HostVerifier, Pending, give_policy, host_signals
 from rlvr.verifiers.judge_protocol import Judge
 
 # What the judge is shown of a response: its final answer, or all of it.
@@ -147,6 +147,11 @@ class HybridVerifier:
     )
     # One thread: a judge is asked about one batch at a time, in order.
     self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+
+  def use_policy(self, params: Params) -> None:
+    """See `host.AsksPolicy`; for a judge that is the policy in training."""
+    # On the thread, behind the batches before.
+    self._thread.submit(give_policy, self.judge, params).result()
 
   def start(self, responses, references, metadata, finished) -> Pending:
     """See `HostVerifier`."""
@@ -289,6 +294,11 @@ class JudgeVerifier:
     self.name = name
     self.judge, self.settings = judge, settings
     self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+
+  def use_policy(self, params: Params) -> None:
+    """See `host.AsksPolicy`; for a judge that is the policy in training."""
+    # On the thread, behind the batches before.
+    self._thread.submit(give_policy, self.judge, params).result()
 
   def start(self, responses, references, metadata, finished) -> Pending:
     """See `HostVerifier`."""

@@ -1,11 +1,15 @@
-"""What a `pool.WorkerPool` keeps of its work: jobs, items, workers, outcomes."""
+"""What a pool keeps of its work: functions, jobs, items, workers, outcomes."""
 
 import collections
 import concurrent.futures
 import dataclasses
+import threading
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from rlvr.verifiers.process import WorkerProcess
+
+CHUNK_S = 0.02  # a chunk is to take about this long: cheap items travel packed
 
 
 class WorkerPoolError(RuntimeError):
@@ -30,6 +34,45 @@ class Outcome:
   seconds: float
 
 
+@dataclasses.dataclass(eq=False, kw_only=True)
+class Function:
+  """One use of an item function: its settings, what waits for it, its state.
+
+  `pool.WorkerPool` says what the settings mean. Two uses with the same `name`
+  and `kwargs` are one function to a worker.
+  """
+
+  name: str  # "module:name"
+  kwargs: Mapping[str, Any]
+  num_workers: int
+  time_limit_s: float
+  memory_limit: int  # bytes; 0: none
+  start_limit_s: float
+  max_chunk: int
+  max_waiting: int
+
+  # Guarded by the dispatcher's lock.
+  load_id: int = -1  # what workers call it
+  broken: str | None = None  # why no worker can serve it
+  closing: bool = False  # its user has gone
+  # A worker has loaded it, or none will.
+  ready: threading.Event = dataclasses.field(default_factory=threading.Event)
+  # Nothing of it is left.
+  ended: threading.Event = dataclasses.field(default_factory=threading.Event)
+
+  # The dispatcher's thread's own.
+  pending: "collections.deque[Task]" = dataclasses.field(
+    default_factory=collections.deque
+  )
+  mean_s: float = CHUNK_S  # moving average of the seconds per item
+  useless: int = 0  # workers that came to nothing, since the last item done
+
+  @property
+  def address_space(self) -> int | None:
+    """Bytes of address space that it gets, None for no limit."""
+    return 4 * self.memory_limit or None
+
+
 @dataclasses.dataclass
 class Job:
   """A batch of items with one future."""
@@ -43,6 +86,7 @@ class Job:
 class Task:
   """One item of a job."""
 
+  function: Function
   job: Job
   index: int
   line: str  # the item as JSON
@@ -50,11 +94,32 @@ class Task:
 
 @dataclasses.dataclass(eq=False)
 class Worker:
-  """A worker process and what it has been given."""
+  """A worker process, what it has loaded and what it has been given.
+
+  footprints: bytes by which it grew while loading, by `Function.load_id`.
+  function: whose items it runs or ran last.
+  tasks: the first is running; all are `function`'s.
+  """
 
   process: WorkerProcess
-  since: float  # when it was started, or when the running item began
+  since: float  # when it was started, began to load, or began the running item
   ready: bool = False
+  loading: Function | None = None
+  memory_before: int = 0  # bytes, when it began to load
+  function: Function | None = None
+  footprints: dict[int, int] = dataclasses.field(default_factory=dict)
   tasks: collections.deque[Task] = dataclasses.field(
     default_factory=collections.deque
-  )  # the first is running
+  )
+
+  def memory_of(self, function: Function) -> int:
+    """Returns resident bytes, less what other functions took to load."""
+    others = sum(
+      size for key, size in self.footprints.items() if key != function.load_id
+    )
+    return self.process.memory() - others
+
+  def outgrown(self, function: Function) -> bool:
+    """Returns whether it has grown too much to go on with this function."""
+    limit = function.memory_limit
+    return bool(limit) and self.memory_of(function) > limit // 2

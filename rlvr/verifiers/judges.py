@@ -16,7 +16,8 @@ from typing import Literal, NamedTuple, Protocol
 import jax.numpy as jnp
 import numpy as np
 
-from rlvr.types import Verdict
+from rlvr.types import Params, Verdict
+from rlvr.verifiers.host import give_policy
 from rlvr.verifiers.judge_prompts import (
   CORRECT_TEMPLATE,
   PAIR_TEMPLATE,
@@ -231,6 +232,10 @@ class YesNoJudge:
     )
     self.judge, self.template = judge, template
     self._scale = Scale((1.0, 0.0), min_mass=min_mass)
+
+  def use_policy(self, params: Params) -> None:
+    """See `host.AsksPolicy`."""
+    give_policy(self.judge, params)
 
   def probabilities(
     self,

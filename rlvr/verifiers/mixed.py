@@ -79,7 +79,7 @@ def make_mixed_checker(
 
   def check(item: Mapping[str, Any]) -> dict[str, Any]:
     kind, response = item["metadata"].get("kind"), item["response"]
-    if kind not in checkers:
+    if not isinstance(kind, str) or kind not in checkers:
       detail = f"metadata['kind']={kind!r}: there are {list(get_args(Kind))}"
       return {"verdict": "VERIFIER_FAILED", "detail": detail}
     if len(response) > max_chars:
@@ -106,6 +106,9 @@ def _open_checker(
     if not item["response"].strip():
       return {"verdict": "NO_ANSWER", "reward": 0.0, "detail": ""}
     score = float(similarity(item["response"], item["reference"]))
+    if not 0 <= score <= 1:
+      detail = f"`similarity` gave {score}: it must be from 0 to 1"
+      return {"verdict": "VERIFIER_FAILED", "detail": detail}
     verdict = "CORRECT" if score == 1.0 else "WRONG"
     return {"verdict": verdict, "reward": score, "detail": ""}
 

@@ -112,7 +112,15 @@ _BRACED_WORD = re.compile(r"(?<=[0-9])\{([a-z]{2,})\}")  # \text lost: 5{cm}
 _ARGUMENT = r"(\{[^{}]*\}|[0-9]|[A-Za-z]|\\[A-Za-z]+)"
 _FRACTION = re.compile(rf"\\frac *{_ARGUMENT} *{_ARGUMENT}")
 _SHORT_ROOT = re.compile(r"\\sqrt *([0-9]|[A-Za-z]|\\[A-Za-z]+)")
-_PLAIN_ROOT = re.compile(r"(?<![\\A-Za-z])sqrt ?(?:\(([^()]*)\)|([0-9]+))")
+_PLAIN_ROOT = re.compile(
+  r"(?<![\\A-Za-z])sqrt ?(?:\(((?:[^()]|\([^()]*+\))*+)\)|([0-9]+))"
+)
+# Before what it may be applied to: "log cabin" are words. A secant is also a
+# second: 5 m/sec^2.
+_PLAIN_FUNCTION = re.compile(
+  r"(?<![\\A-Za-z])(?:(arc(?:sin|cos|tan)|(?:sin|cos|tan)h?|cot|csc|ln|log|exp)"
+  r"(?= ?[(^_\\0-9]| [A-Za-z](?![A-Za-z]))|(sec)(?=\())"
+)
 _PLAIN_NAME = re.compile(r"(?<![\\A-Za-z])(pi|theta|infinity|oo)(?![A-Za-z])")
 _PLAIN_NAMES = {"infinity": r"\infty ", "oo": r"\infty "}
 _BRACED_ONE = re.compile(r"([\^_])\{([0-9A-Za-z])\}")
@@ -133,8 +141,8 @@ def canonical(text: str) -> str:
   "½", "√2"), invisible ones go, as do dollar signs, sizing commands, text
   wrappers, currency signs, "about", full stops and commas at the end, braces
   around the whole and brackets around a choice letter. Fractions, roots,
-  products, comparisons, percent and degree signs get one spelling. White space
-  stays only where it may separate: between words and after commas.
+  functions, products, comparisons, percent and degree signs get one spelling.
+  White space stays only where it may separate: between words and after commas.
   """
   if not text.isascii():
     text = _from_unicode(text)
@@ -149,6 +157,7 @@ def canonical(text: str) -> str:
   text = _BRACED_WORD.sub(r" \1 ", text)
   text = _PLAIN_ROOT.sub(_root, text)
   text = _PLAIN_NAME.sub(_plain_name, text)
+  text = _PLAIN_FUNCTION.sub(r"\\\1\2 ", text)
   text = text.replace(r"^{\circ}", r"^\circ ").replace(r"^ \circ", r"^\circ")
   text = re.sub(r"(?<=[0-9}]) ?(?:per ?cent|percent)(?![A-Za-z])", "%", text)
   text = _FRACTION.sub(_fraction, text)

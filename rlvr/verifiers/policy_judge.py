@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlvr import models
+from rlvr.infra.checkpoints import restore_params
 from rlvr.types import Array, Params
 from rlvr.verifiers.judges import Answer
 
@@ -55,15 +56,14 @@ def choice_logprobs(
   return total.reshape(batch, count)
 
 
-class PolicyJudge:
-  """A `ChoiceJudge` that is a model on the device.
+class ChoiceScorer:
+  """How likely a model goes on with each of a few words, for any parameters.
 
   choices: see `ChoiceJudge`.
   """
 
   def __init__(
     self,
-    params: Params,
     model: models.ModelConfig,
     vocabulary: Any,
     *,
@@ -72,13 +72,11 @@ class PolicyJudge:
     batch_size: int,
     temperature: float = 1.0,
   ):
-    """Makes the judge; compiles when it is first asked.
+    """Makes it; compiles when it is first asked.
 
     Args:
-      params: the judge's own parameters. Those of a policy in training change
-        under it: give a copy, or say that this is meant.
       model: the model's shape.
-      vocabulary: with `encode`, `pad_id`.
+      vocabulary: with `encode`, `vocab_size`, `pad_id`.
       choices: what the model may go on with, as text behind the prompt's last
         character; a tokenizer that wants a space there needs it in the choice.
       max_prompt_tokens: S; a longer prompt fails. It isn't cut, or a response
@@ -87,26 +85,32 @@ class PolicyJudge:
       temperature: divides the logits.
 
     Raises:
-      ValueError: fewer than two choices, one without tokens, or one that begins
-        with another's tokens ("1" and "10"): its probability would be part of
-        the other's.
+      ValueError: the model doesn't know all of the vocabulary; fewer than two
+        choices, one without tokens, or one that begins with another's tokens
+        ("1" and "10"): its probability would be part of the other's.
     """
     self.choices = tuple(choices)
+    needed = max(vocabulary.vocab_size, vocabulary.pad_id + 1)
+    if model.vocab_size < needed:
+      raise ValueError(
+        f"model: vocab_size={model.vocab_size} is too small for the vocabulary,"
+        f" which needs {needed}: give the model and the vocabulary that it was"
+        " trained with"
+      )
     ids = [tuple(int(i) for i in vocabulary.encode(c)) for c in choices]
     for i, one in enumerate(ids):
       for j, other in enumerate(ids):
         if not one or (i != j and other[: len(one)] == one):
           raise ValueError(
-            f"PolicyJudge.choices={self.choices}: {choices[i]!r} has no tokens, or"
+            f"choices={self.choices}: {choices[i]!r} has no tokens, or"
             f" {choices[j]!r} begins with them: end both alike, e.g. in ']'"
           )
     if len(ids) < 2 or max_prompt_tokens < 1 or batch_size < 1:
       raise ValueError(
-        f"PolicyJudge: {len(ids)} choices, max_prompt_tokens="
-        f"{max_prompt_tokens}, batch_size={batch_size}: two choices or more, the"
-        " others at least 1"
+        f"{len(ids)} choices, max_prompt_tokens={max_prompt_tokens},"
+        f" batch_size={batch_size}: two choices or more, the others at least 1"
       )
-    self._params, self._vocabulary = params, vocabulary
+    self._vocabulary = vocabulary
     self._shape = (batch_size, max_prompt_tokens)
     width = max(len(row) for row in ids)
     self._lengths = np.array([len(row) for row in ids])
@@ -118,18 +122,23 @@ class PolicyJudge:
       functools.partial(choice_logprobs, model=model, temperature=temperature)
     )
 
-  def ask(self, prompts: Sequence[str]) -> list[Answer]:
-    """See `ChoiceJudge`."""
+  def answers(self, params: Params, prompts: Sequence[str]) -> list[Answer]:
+    """Returns the log-probs of the choices behind each prompt.
+
+    Args:
+      params: of the model; the work with them is done when this returns.
+      prompts: length N.
+    """
     batch, width = self._shape
     encoded = [list(self._vocabulary.encode(prompt)) for prompt in prompts]
     answers = [
       Answer(
         "failed",
-        detail=f"the judge's prompt has {len(ids)} tokens: raise"
+        detail=f"the prompt has {len(ids)} tokens: raise"
         f" max_prompt_tokens={width} or shorten responses",
       )
       if len(ids) > width
-      else Answer("failed", detail="the judge's prompt is empty")
+      else Answer("failed", detail="the prompt is empty")
       for ids in encoded
     ]
     fit = [i for i, ids in enumerate(encoded) if 0 < len(ids) <= width]
@@ -143,18 +152,176 @@ class PolicyJudge:
         tokens[row, -length:] = encoded[i]
         mask[row, -length:] = True
       found = np.asarray(
-        self._score(self._params, tokens, mask, self._choices, self._mask)
+        self._score(params, tokens, mask, self._choices, self._mask)
       )
       for row, i in enumerate(rows):
         answers[i] = self._answer(found[row])
     return answers
 
-  def close(self) -> None:
-    """Does nothing: there is nothing to end."""
-
   def _answer(self, logprobs: np.ndarray) -> Answer:
     if not np.isfinite(logprobs).all():
-      return Answer("failed", detail=f"the judge's log-probs are {logprobs}")
+      return Answer("failed", detail=f"the model's log-probs are {logprobs}")
     best = int(logprobs.argmax())
     perplexity = float(np.exp(-logprobs[best] / self._lengths[best]))
     return Answer("ok", tuple(map(float, logprobs)), perplexity)
+
+
+class PolicyJudge:
+  """A `ChoiceJudge` that is a model on the device, with its own parameters.
+
+  choices: see `ChoiceJudge`.
+  """
+
+  def __init__(
+    self,
+    params: Params,
+    model: models.ModelConfig,
+    vocabulary: Any,
+    **options: Any,
+  ):
+    """Makes the judge; compiles when it is first asked.
+
+    Args:
+      params: the judge's own; for those of a policy in training see
+        `SelfJudge`.
+      model: see `ChoiceScorer`, as the options.
+      vocabulary: see `ChoiceScorer`.
+      **options: see `ChoiceScorer`.
+
+    Raises:
+      ValueError: see `ChoiceScorer`.
+    """
+    self._params = params
+    self._scorer = ChoiceScorer(model, vocabulary, **options)
+    self.choices = self._scorer.choices
+
+  def ask(self, prompts: Sequence[str]) -> list[Answer]:
+    """See `ChoiceJudge`."""
+    return self._scorer.answers(self._params, prompts)
+
+  def close(self) -> None:
+    """Does nothing: there is nothing to end."""
+
+
+class SelfJudge:
+  """A `ChoiceJudge` that is the policy in training, as it is at present.
+
+  choices: see `ChoiceJudge`.
+  """
+
+  def __init__(self, scorer: ChoiceScorer):
+    self._scorer, self.choices = scorer, scorer.choices
+    self._params: Params | None = None
+
+  def use_policy(self, params: Params) -> None:
+    """See `host.AsksPolicy`.
+
+    Raises:
+      ValueError: the parameters are spread over several processes.
+    """
+    leaves = jax.tree.leaves(params)
+    if not all(getattr(leaf, "is_fully_addressable", True) for leaf in leaves):
+      raise ValueError(
+        "a verifier asks the policy in training, whose parameters are spread"
+        " over several processes, each of which verifies responses of its own:"
+        " train in one process, or ask a checkpoint (`policy_judge`)"
+      )
+    self._params = params
+
+  def ask(self, prompts: Sequence[str]) -> list[Answer]:
+    """See `ChoiceJudge`."""
+    if self._params is None:
+      raise RuntimeError(
+        "nobody gave the policy's parameters: call the verifier's `use_policy`"
+        " before the batch, as `rlvr.running` does"
+      )
+    return self._scorer.answers(self._params, prompts)
+
+  def close(self) -> None:
+    """Lets go of the parameters."""
+    self._params = None
+
+
+def policy_judge(
+  *,
+  checkpoint: str | None,
+  model: models.ModelConfig,
+  vocabulary: Any,
+  choices: Sequence[str],
+  max_prompt_tokens: int,
+  batch_size: int,
+  temperature: float = 1.0,
+) -> PolicyJudge:
+  """Returns the judge that is a model of ours, from a run's checkpoint.
+
+  For gin: `rating_verifier.judge = @policy_judge.policy_judge`, with model and
+  vocabulary by macros of their own, since a judge need not be as the policy is.
+
+  Args:
+    checkpoint: the folder `checkpoints` of the run that trained it; the newest
+      counts.
+    model: the judge's shape.
+    vocabulary: the judge's.
+    choices: see `ChoiceScorer`.
+    max_prompt_tokens: see `ChoiceScorer`.
+    batch_size: see `ChoiceScorer`.
+    temperature: see `ChoiceScorer`.
+
+  Raises:
+    ValueError: no checkpoint, or one of another model; see `ChoiceScorer`.
+  """
+  if not checkpoint:
+    raise ValueError(
+      "policy_judge.checkpoint is not set: give the judge's checkpoint folder,"
+      " e.g. --gin.JUDGE_CHECKPOINT=\"'runs/judge/checkpoints'\""
+    )
+  try:
+    params = restore_params(checkpoint, models.abstract_params(model))
+  except ValueError as error:
+    raise ValueError(
+      f"policy_judge.checkpoint={checkpoint!r} and policy_judge.model"
+      f" (JUDGE_MODEL) don't go together: {error}"
+    ) from None
+  return PolicyJudge(
+    params,
+    model,
+    vocabulary,
+    choices=choices,
+    max_prompt_tokens=max_prompt_tokens,
+    batch_size=batch_size,
+    temperature=temperature,
+  )
+
+
+def self_judge(
+  *,
+  model: models.ModelConfig,
+  vocabulary: Any,
+  choices: Sequence[str],
+  max_prompt_tokens: int,
+  batch_size: int,
+  temperature: float = 1.0,
+) -> SelfJudge:
+  """Returns the judge that is the policy in training; see `policy_judge`.
+
+  Args:
+    model: the policy's shape.
+    vocabulary: the policy's.
+    choices: see `ChoiceScorer`.
+    max_prompt_tokens: see `ChoiceScorer`.
+    batch_size: see `ChoiceScorer`.
+    temperature: see `ChoiceScorer`.
+
+  Raises:
+    ValueError: see `ChoiceScorer`.
+  """
+  return SelfJudge(
+    ChoiceScorer(
+      model,
+      vocabulary,
+      choices=choices,
+      max_prompt_tokens=max_prompt_tokens,
+      batch_size=batch_size,
+      temperature=temperature,
+    )
+  )

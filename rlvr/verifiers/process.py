@@ -9,12 +9,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from typing import IO, Any
 
 _WORKER = str(pathlib.Path(__file__).with_name("worker.py"))
 _STDERR_TAIL = 2000  # characters of a worker's last words that errors quote
-_MAX_UNREAD = 64 << 20  # bytes without a line's end: no honest worker does so
+_MAX_UNREAD = 8 << 20  # bytes without a line's end: no honest worker does so
 _ONE_THREAD = {
   name: "1"
   for name in (
@@ -34,19 +33,8 @@ class WorkerProcess:
   children with it. Its stdout goes nowhere, of its stderr the tail is kept.
   """
 
-  def __init__(
-    self,
-    function: str,
-    kwargs: Mapping[str, Any],
-    *,
-    address_space: int | None,
-  ):
-    """Starts the process.
-
-    Args:
-      function: "module:name" of what makes the item function.
-      kwargs: its arguments, JSON.
-      address_space: bytes (RLIMIT_AS), None for no limit.
+  def __init__(self) -> None:
+    """Starts the process; what it is to load and to run, `send` says.
 
     Raises:
       OSError: the process can't be started.
@@ -79,14 +67,7 @@ class WorkerProcess:
     self._unsent = bytearray()
     self._unread = bytearray()
     self._last_words = b""
-    self.send(
-      {
-        "function": function,
-        "kwargs": dict(kwargs),
-        "path": [entry or os.getcwd() for entry in sys.path],
-        "address_space": address_space,
-      }
-    )
+    self.send([entry or os.getcwd() for entry in sys.path])
 
   def send(self, message: Any) -> None:
     """Sends a message, or what of it the socket takes now."""
@@ -115,8 +96,11 @@ class WorkerProcess:
 
   def receive(self) -> list[list]:
     """Returns the messages that have arrived; sets `ended` at the last."""
+    # Only what is new is looked through: a long message comes in many parts.
+    complete = False
     try:
       while data := self.channel.recv(1 << 16):
+        complete |= b"\n" in data
         self._unread += data
         if len(self._unread) > _MAX_UNREAD:
           break
@@ -125,6 +109,8 @@ class WorkerProcess:
       pass
     except OSError:
       self.ended = True
+    if not complete:
+      return []
     *lines, rest = self._unread.split(b"\n")
     self._unread = bytearray(rest)
     messages = []

@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-# "fenced": the last block between lines of ```; "whole": all of the response;
+# "fenced": the last block between lines of ```, less the fence's own indentation
+# (a block in a list has it); "whole": all of the response;
 # "fenced_or_whole": the first where there is a fence, else the second.
 Found = Literal["fenced", "whole", "fenced_or_whole"]
 
@@ -44,16 +45,18 @@ def extract_program(
     lines = text.split("\n")
     block: list[str] | None = None
     last: list[str] | None = None
+    indent = 0  # of the line that opens the block
     for line in lines:
       mark = line.strip()
       if block is None:
         # ```text``` on a line of its own is no block.
         opens = mark.startswith(_FENCE) and _FENCE not in mark[3:]
         block = [] if opens else None
+        indent = len(line) - len(line.lstrip(" "))
       elif mark == _FENCE:
         last, block = block, None
       else:
-        block.append(line)
+        block.append(line[:indent].lstrip(" ") + line[indent:])
     if block is not None:
       return Extracted(None, malformed=True)
     if last is not None:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from rlvr.types import Signals, Verdict
-from rlvr.verifiers.host import Pending, host_signals
+from rlvr.types import Params, Signals, Verdict
+from rlvr.verifiers.host import Pending, give_policy, host_signals
 from rlvr.verifiers.judge_prompts import RATING_TEMPLATE, check_template, fill
 from rlvr.verifiers.judges import (
   ChoiceJudge,
@@ -42,6 +42,11 @@ class JudgedVerifier:
     )
     # One thread: a judge is asked about one batch at a time, in order.
     self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+
+  def use_policy(self, params: Params) -> None:
+    """See `host.AsksPolicy`; for a judge that is the policy in training."""
+    # On the thread, behind the batches before.
+    self._thread.submit(give_policy, self.judge, params).result()
 
   def start(self, responses, references, metadata, finished) -> Pending:
     """See `HostVerifier`."""

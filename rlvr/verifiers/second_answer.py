@@ -5,30 +5,35 @@ kept, its answer cut off, the question's options change places, and whoever
 answers says which letter comes next. `rlvr.rewards.answer_consistency` makes one
 reward of both answers.
 
-Left to the caller is who answers: `ask` takes prompts and labels and returns the
-log-probabilities of each label as the continuation. To be the paper's it must be
-the policy being trained, at its present parameters (teacher forcing: one forward
-pass over each prompt, log-probs of the labels' tokens at its end); a frozen
-copy, or any server that gives log-probs, asks something else, whether the
-reasoning convinces others.
+Who answers is an argument: `ask` takes prompts and labels and returns the
+log-probabilities of each label as the continuation. The paper's is the policy
+being trained, at its present parameters: `policy_answers.policy_answers`. A
+frozen copy, or any server that gives log-probs, asks something else, whether
+the reasoning convinces others.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlvr.types import Signals, Verdict
+from rlvr.types import Params, Signals, Verdict
 from rlvr.verifiers.choice import (
   option_order,
   options_by_label,
   original_label,
   reordered,
 )
-from rlvr.verifiers.host import HostVerifier, Pending
+from rlvr.verifiers.host import HostVerifier, Pending, give_policy
+from rlvr.verifiers.judge_prompts import fill
+from rlvr.verifiers.worker import describe_error
+
+_log = logging.getLogger(__name__)
 
 # (prompts, labels of each) -> log-probs of each label as continuation, nats;
 # None where it could not say. Called in another thread, one call at a time.
@@ -38,6 +43,7 @@ Ask = Callable[
 ]
 
 TEMPLATE = "{question}\n{options}\n{reasoning}"
+OPTION = "{label}) {text}"
 
 
 class SecondQuestion(NamedTuple):
@@ -78,6 +84,7 @@ def second_question(
   *,
   seed: int,
   template: str = TEMPLATE,
+  option: str = OPTION,
 ) -> SecondQuestion:
   """Returns the question with its options shuffled and the reasoning given.
 
@@ -91,7 +98,9 @@ def second_question(
     reference: label of the right option.
     reasoning: from `reasoning_of`.
     seed: of the run.
-    template: with {question}, {options} and {reasoning} as the last thing.
+    template: with {question}, {options} and {reasoning} as the last thing; the
+      prompt's own form, or the policy is asked in one that it doesn't know.
+    option: a line of the options, with {label} and {text}.
 
   Raises:
     ValueError: see `choice.options_by_label`; the reference is no option.
@@ -101,16 +110,21 @@ def second_question(
     raise ValueError(f"reference {reference!r} is none of {list(labelled)}")
   order = option_order(len(labelled), seed=seed, key=question)
   shuffled = reordered(labelled, order)
-  lines = "\n".join(f"{label}) {text}" for label, text in shuffled.items())
+  lines = "\n".join(
+    fill(option, {}, {"label": label, "text": text})
+    for label, text in shuffled.items()
+  )
   (right,) = (
     label
     for label in labelled
     if original_label(label, labelled, order) == reference
   )
   return SecondQuestion(
-    template.replace("{question}", question)
-    .replace("{options}", lines)
-    .replace("{reasoning}", reasoning),
+    fill(
+      template,
+      {},
+      {"question": question, "options": lines, "reasoning": reasoning},
+    ),
     tuple(labelled),
     right,
     tuple(order),
@@ -149,6 +163,7 @@ class SecondAnswerVerifier:
     delimiter: str,
     seed: int,
     template: str,
+    option: str,
     second: str,
   ):
     if not delimiter:
@@ -161,12 +176,28 @@ class SecondAnswerVerifier:
         f"second_answer_verifier.template={template!r}: it must end with"
         " {reasoning}, which is continued"
       )
+    if "{label}" not in option or "{text}" not in option:
+      raise ValueError(
+        f"second_answer_verifier.option={option!r}: it needs {{label}} and"
+        " {text}"
+      )
     if second == first.name:
       raise ValueError(f"second={second!r} is the first reward's name too")
     self.name, self.second = first.name, second
     self._first, self._ask = first, ask
-    self._delimiter, self._seed, self._template = delimiter, seed, template
+    self._delimiter, self._seed = delimiter, seed
+    self._forms = {"template": template, "option": option}
     self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+    # (response, why) of the last responses that could not be asked about
+    self.problems: collections.deque[tuple[str, str]] = collections.deque(
+      maxlen=100
+    )
+
+  def use_policy(self, params: Params) -> None:
+    """See `host.AsksPolicy`."""
+    give_policy(self._first, params)
+    # On the thread, behind the batches before.
+    self._thread.submit(give_policy, self._ask, params).result()
 
   def start(self, responses, references, metadata, finished) -> Pending:
     """See `HostVerifier`."""
@@ -180,7 +211,7 @@ class SecondAnswerVerifier:
 
   def close(self) -> None:
     """Ends the first verifier and the thread."""
-    self._thread.shutdown()
+    self._thread.shutdown(wait=False, cancel_futures=True)
     self._first.close()
 
   def _finish(
@@ -194,15 +225,28 @@ class SecondAnswerVerifier:
     verdicts = np.asarray(signals.verdicts[self.name])
     second = np.zeros(len(responses), np.float32)
     asked: list[tuple[int, SecondQuestion]] = []
+    problems: list[tuple[str, str]] = []
     for i, response in enumerate(responses):
       if verdicts[i] in (Verdict.VERIFIER_FAILED, Verdict.TIMED_OUT):
         second[i] = np.nan
       elif verdicts[i] in (Verdict.CORRECT, Verdict.WRONG):
         reasoning = reasoning_of(response, delimiter=self._delimiter)
-        if reasoning is not None:
-          asked.append(
-            (i, self._question(metadata[i], references[i], reasoning))
-          )
+        if reasoning is None:
+          continue
+        try:
+          question = self._question(metadata[i], references[i], reasoning)
+        except (KeyError, ValueError, TypeError) as error:
+          second[i] = np.nan
+          problems.append((response, describe_error(error)))
+        else:
+          asked.append((i, question))
+    if problems:
+      self.problems.extend(problems)
+      _log.warning(
+        "second answer: %d of %d responses could not be asked about; the first:"
+        " %s",
+        *(len(problems), len(responses), problems[0][1]),
+      )
     answers = (
       self._ask(
         [question.prompt for _, question in asked],
@@ -220,12 +264,12 @@ class SecondAnswerVerifier:
     self, metadata: Mapping[str, Any], reference: str, reasoning: str
   ) -> SecondQuestion:
     return second_question(
-      metadata.get("stem", metadata["question"]),
+      metadata["stem"] if "stem" in metadata else metadata["question"],
       metadata["options"],
       reference.strip().upper(),
       reasoning,
       seed=self._seed,
-      template=self._template,
+      **self._forms,
     )
 
 
@@ -236,13 +280,14 @@ def second_answer_verifier(
   delimiter: str,
   seed: int,
   template: str = TEMPLATE,
+  option: str = OPTION,
   second: str = "second",
 ) -> SecondAnswerVerifier:
   """Returns a verifier of multiple choice that asks a second time.
 
   Beside the rewards of `first` there is "second": 1 where the same reasoning
   leads to the right option after a shuffle, else 0; 0 too, without asking, where
-  the response has no answer; missing where `ask` could not say, or the first
+  the response has no answer or no delimiter before it; missing where `ask` could not say, or the first
   verifier failed. The metadata must hold "stem" (or else "question"), without
   the options, and "options". An exception of `ask` ends the run.
 
@@ -252,6 +297,7 @@ def second_answer_verifier(
     delimiter: see `reasoning_of`.
     seed: see `second_question`.
     template: see `second_question`.
+    option: see `second_question`.
     second: name of the second answer's reward.
 
   Raises:
@@ -264,5 +310,6 @@ def second_answer_verifier(
     delimiter=delimiter,
     seed=seed,
     template=template,
+    option=option,
     second=second,
   )

@@ -1,7 +1,9 @@
-"""Pools that verifiers of the same settings share.
+"""One set of worker processes for all verifiers of a host.
 
-A run that trains and evaluates with the same verifier makes it twice: both then
-use one set of worker processes.
+A run with a mixture's verifiers and another one for evaluation has as many
+worker processes as the verifier that asks for most has asked for, and not the
+sum: each process serves them all. Limits belong to a verifier and hold while
+its items run. The processes end with the last verifier.
 """
 
 import json
@@ -9,9 +11,12 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from rlvr.verifiers.dispatch import Dispatcher
+from rlvr.verifiers.jobs import WorkerPoolError
 from rlvr.verifiers.pool import WorkerPool
 
 _lock = threading.Lock()
+_dispatcher: Dispatcher | None = None  # the host's; guarded by the lock
 _pools: dict[str, WorkerPool] = {}  # by settings; guarded by the lock
 _users: dict[WorkerPool, int] = {}  # guarded by the lock
 
@@ -21,7 +26,8 @@ def take_pool(
 ) -> WorkerPool:
   """Returns a pool of these settings: one that is in use already, or a new one.
 
-  Give it back by `give_back`; don't close it.
+  All of them share their processes. Give it back by `give_back`; don't close
+  it.
 
   Args:
     function, kwargs, settings: see `WorkerPool`.
@@ -33,9 +39,22 @@ def take_pool(
   with _lock:
     pool = _pools.get(key)
     if pool is None or not pool.usable:
-      pool = _pools[key] = WorkerPool(function, kwargs, **settings)
+      pool = _pools[key] = _new_pool(function, kwargs, settings)
     _users[pool] = _users.get(pool, 0) + 1
     return pool
+
+
+def _new_pool(
+  function: str, kwargs: Mapping[str, Any] | None, settings: dict[str, Any]
+) -> WorkerPool:
+  global _dispatcher
+  if _dispatcher is not None:
+    try:
+      return WorkerPool(function, kwargs, **settings, dispatcher=_dispatcher)
+    except WorkerPoolError:
+      pass  # it has ended with the last of its functions
+  _dispatcher = Dispatcher()
+  return WorkerPool(function, kwargs, **settings, dispatcher=_dispatcher)
 
 
 def give_back(pool: WorkerPool) -> None:

@@ -17,8 +17,8 @@ from rlvr.verifiers.host import (
   check_lengths,
   merged_signals,
 )
+from rlvr.verifiers.jobs import Outcome
 from rlvr.verifiers.parts import FurtherRewards, Parts
-from rlvr.verifiers.pool import Outcome
 from rlvr.verifiers.worker import describe_error
 
 ItemFunction = Callable[[Mapping[str, Any]], dict[str, Any]]

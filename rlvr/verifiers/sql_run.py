@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 
 Row = tuple
 _INSTRUCTIONS_PER_CALL = 1000
+_VALUE_BYTES = 32  # of a small object in Python
 _ALLOWED = frozenset(
   (
     sqlite3.SQLITE_SELECT,
@@ -38,6 +39,9 @@ class Limits:
   instructions: of the virtual machine, in millions.
   rows: of the result.
   value_bytes: of any text or blob, on the way to the result too.
+  result_mb: of the result, about 32 bytes a value and what texts and blobs
+    have. The other limits together would allow more than a worker may hold, and
+    a worker that is killed has not judged.
   memory_mb: that SQLite may hold at a time, all connections of the process
     together; sorting is done in memory, nothing goes to disk.
 
@@ -48,6 +52,7 @@ class Limits:
   instructions: float = 20.0
   rows: int = 10_000
   value_bytes: int = 1_000_000
+  result_mb: float = 64.0
   memory_mb: int = 256
 
   def __post_init__(self):
@@ -169,7 +174,7 @@ def run_query(
   connection.set_progress_handler(tick, _INSTRUCTIONS_PER_CALL)
   try:
     cursor = connection.execute(query)
-    rows = cursor.fetchmany(limits.rows + 1)
+    rows = _fetch(cursor, limits)
     cursor.close()
   except MemoryError:
     raise QueryTooCostly(f"more than {limits.memory_mb} MB") from None
@@ -183,9 +188,22 @@ def run_query(
     raise QueryFailed(f"{type(error).__name__}: {str(error)[:120]}") from None
   finally:
     connection.set_progress_handler(None, 0)
-  if len(rows) > limits.rows:
-    raise QueryTooCostly(f"more than {limits.rows} rows")
   return Result(tuple(rows))
+
+
+def _fetch(cursor: sqlite3.Cursor, limits: Limits) -> list[Row]:
+  """Returns the rows; raises QueryTooCostly for too many or too large ones."""
+  rows: list[Row] = []
+  size = 0
+  for row in cursor:
+    rows.append(row)
+    size += _VALUE_BYTES * len(row)
+    size += sum(len(v) for v in row if isinstance(v, (str, bytes)))
+    if len(rows) > limits.rows:
+      raise QueryTooCostly(f"more than {limits.rows} rows")
+    if size > limits.result_mb * 1e6:
+      raise QueryTooCostly(f"a result of more than {limits.result_mb} MB")
+  return rows
 
 
 def same_rows(

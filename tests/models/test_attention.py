@@ -6,7 +6,8 @@ import math
 import jax
 import numpy as np
 
-from rlvr.models.attention import attend, attend_shared, rotate
+from rlvr.models.attention import attend, attend_shared
+from rlvr.models.rope import angles, frequencies, turn
 from tests.compare import must_fail
 
 B, T, S, H, K, D = 4, 3, 4, 4, 2, 6
@@ -14,6 +15,12 @@ B, T, S, H, K, D = 4, 3, 4, 4, 2, 6
 # A jitted function is one compilation, an eager one as many as it has
 # operations.
 jit_attend = jax.jit(attend)
+
+
+def rotate(x, positions, theta):
+  return turn(x, *angles(positions, *frequencies(x.shape[-1], theta)))
+
+
 jit_rotate = jax.jit(rotate, static_argnums=2)
 close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
 

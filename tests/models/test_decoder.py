@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlvr import models
-from rlvr.models import decoder
+from rlvr.models import decoder, decoding, layers
 from tests import tiny
 from tests.compare import must_fail
 from tests.models import numpy_decoder
@@ -90,9 +90,16 @@ def test_parity_with_numpy_whatever_the_padding(name):
 
 def test_rms_norm_by_hand():
   # mean(3², 4²) = 12.5 and ε = 3.5: both are divided by 4, then scaled.
-  norm = decoder.RMSNorm(2, 3.5, "embed")
+  config = tiny.config(norm_epsilon=3.5)
+  norm = layers.RMSNorm(2, config, "embed")
   norm.scale[...] = jnp.array([2.0, 10.0])
   close(norm(jnp.array([[3.0, 4.0]])), [[3 / 4 * 2, 4 / 4 * 10]])
+  # Gemma: 1 is added to the scale, which starts at 0.
+  config = tiny.config(norm_epsilon=3.5, norm_offset=1.0)
+  norm = layers.RMSNorm(2, config, "embed")
+  assert not np.any(norm.scale[...])
+  norm.scale[...] = jnp.array([2.0, 10.0])
+  close(norm(jnp.array([[3.0, 4.0]])), [[3 / 4 * 3, 4 / 4 * 11]])
 
 
 def on_the_concatenation(params, config, group):
@@ -135,8 +142,8 @@ def _shifted_prompt(monkeypatch):
 def _leaking_padding(monkeypatch):
   real = decoder.attend_shared
 
-  def leak(q, pk, pv, prompt_mask, k, v, mask):
-    return real(q, pk, pv, prompt_mask | True, k, v, mask)
+  def leak(q, pk, pv, prompt_mask, k, v, mask, **scores):
+    return real(q, pk, pv, prompt_mask | True, k, v, mask, **scores)
 
   monkeypatch.setattr(decoder, "attend_shared", leak)
 
@@ -144,8 +151,8 @@ def _leaking_padding(monkeypatch):
 def _leaking_future(monkeypatch):
   real = decoder.attend_shared
 
-  def leak(q, pk, pv, prompt_mask, k, v, mask):
-    return real(q, pk, pv, prompt_mask, k, v, mask | True)
+  def leak(q, pk, pv, prompt_mask, k, v, mask, **scores):
+    return real(q, pk, pv, prompt_mask, k, v, mask | True, **scores)
 
   monkeypatch.setattr(decoder, "attend_shared", leak)
 
@@ -173,36 +180,59 @@ def test_uneven_responses_need_a_group():
     )
 
 
-def test_prefill_and_decode_are_forward_responses():
-  config = tiny.CONFIG
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_prefill_and_decode_are_forward_responses(unrolled):
+  config = tiny.config(unroll_layers=unrolled)
+  # In slots of their own: responses at other places, prompts in other rows.
+  order, start = np.array([3, 0, 5, 1, 2, 4]), np.array([0, 2, 1, 0, 3, 1])
 
-  @jax.jit
-  def teacher_forced(params, late):
-    last, (k, v) = models.prefill(params, config, PROMPTS.tokens, PROMPTS.mask)
-    layers = models.unstack_layers(params, config)
-    cache = [
-      (jnp.zeros((P * G, T, 2, 4)), jnp.zeros((P * G, T, 2, 4))) for _ in layers
-    ]
-    lengths = PROMPTS.mask.sum(-1)[EVEN] + late
-    out = [last[EVEN]]
-    for t in range(T - 1):
+  @functools.partial(jax.jit, static_argnums=1)
+  def teacher_forced(params, own_places, late):
+    last, prompts = models.prefill(params, config, PROMPTS.tokens, PROMPTS.mask)
+    group, mask, first = EVEN, PROMPTS.mask, np.zeros(P * G, int)
+    tokens = TOKENS
+    if own_places:
+      group, first, tokens = EVEN[order], start, TOKENS[order]
+      prompts, mask = decoding.take_rows(prompts, group, config), mask[group]
+    reading = decoding.Reading(
+      trunk=params["trunk"],
+      layers=decoding.layers_to_read(params, config),
+      prompts=prompts,
+      prompt_mask=mask,
+      prompt_lengths=PROMPTS.mask.sum(-1)[group] + late,
+    )
+    cache = decoding.empty_cache(config, P * G, 2)
+    out = jnp.zeros((P * G, T, 16)).at[:, 0].set(last[group])
+    # A row that starts late waits at its place 0, as often as it has to.
+    for t in range(T - 1 + first.max()):
+      cache = decoding.longer_cache(cache, max(t + 1, 2))
+      at = np.clip(t - first, 0, T - 2)
       hidden, cache = models.decode(
-        params,
-        layers,
+        reading,
         config,
-        TOKENS[:, t],
-        jnp.int32(t),
-        lengths,
-        PROMPTS.mask,
-        list(zip(k, v, strict=True)),
+        tokens[np.arange(P * G), at],
+        jnp.asarray(at) if own_places else jnp.int32(t),
         cache,
       )
-      out.append(hidden)
-    return jnp.stack(out, axis=1)
+      out = out.at[np.arange(P * G), at + 1].set(hidden)
+    return out
 
-  expected = responses(PARAMS, config)[MASK]
-  close(np.asarray(teacher_forced(PARAMS, 0))[MASK], expected)
-  must_fail(close, np.asarray(teacher_forced(PARAMS, 1))[MASK], expected)
+  expected = responses(PARAMS, config)
+  close(np.asarray(teacher_forced(PARAMS, False, 0))[MASK], expected[MASK])
+  found = np.asarray(teacher_forced(PARAMS, True, 0))
+  close(found[MASK[order]], expected[order][MASK[order]])
+  late = np.asarray(teacher_forced(PARAMS, False, 1))[MASK]
+  must_fail(close, late, expected[MASK])
+  late = np.asarray(teacher_forced(PARAMS, True, 1))
+  must_fail(close, late[MASK[order]], expected[order][MASK[order]])
+
+
+def test_places_of_their_own_need_prompts_of_their_own():
+  reading = decoding.Reading(None, None, None, np.ones((2, 3), bool), None)
+  with pytest.raises(ValueError, match="6 responses at places of their own"):
+    models.decode(
+      reading, tiny.CONFIG, np.zeros(6, int), np.zeros(6, int), None
+    )
 
 
 def test_a_later_token_changes_nothing_earlier():
@@ -317,7 +347,8 @@ def test_abstract_params_are_those_of_init():
 
 
 def test_unstacked_layers_are_the_slices():
-  layers = models.unstack_layers(PARAMS, tiny.CONFIG)
+  layers = decoding.layers_to_read(PARAMS, tiny.config(unroll_layers=True))
+  assert decoding.layers_to_read(PARAMS, tiny.CONFIG) is PARAMS["layers"]
   assert len(layers) == 2
   np.testing.assert_array_equal(
     layers[1]["query"], PARAMS["layers"]["query"][1]

@@ -112,14 +112,14 @@ def test_draws_have_the_frequencies():
 
 def test_draw_by_hand():
   # Cumulative 0.25, 0.25, 0.75, 1: u belongs to the first sum above it. Where
-  # there is none (u·Z rounded up to Z), the likeliest is taken.
+  # there is none (u·Z rounded up to Z), the last that has a probability.
   p = np.array([0.25, 0.0, 0.5, 0.25, 0.0], np.float32)
   most = np.nextafter(np.float32(1), np.float32(0))
   u = np.array([0.0, 0.24, 0.25, 0.74, 0.75, most, 1.0], np.float32)
   with np.errstate(divide="ignore"):
     tokens = jit_draw(np.tile(np.log(p), (7, 1)), u)
   assert tokens.dtype == np.int32
-  assert tokens.tolist() == [0, 0, 2, 2, 3, 3, 2]
+  assert tokens.tolist() == [0, 0, 2, 2, 3, 3, 3]
 
 
 def by_counting(logprobs, uniform):

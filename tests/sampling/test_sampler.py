@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlvr import models
-from rlvr.sampling import Sampling, sample, sampler
+from rlvr.sampling import Sampling, sample, slots
 from tests import tiny
 from tests.compare import must_fail
 from tests.sampling.test_filters import in_numpy
@@ -152,13 +152,13 @@ def test_the_loop_ends_with_the_last_response(monkeypatch):
   # pad token's place is then filled without a pass of the model.
   prompts = tiny.prompts(lengths=(4,))
   calls = []
-  real = sampler.decode
+  real = slots.decode
 
   def counting(*args):
     jax.debug.callback(lambda: calls.append(1))
     return real(*args)
 
-  monkeypatch.setattr(sampler, "decode", counting)
+  monkeypatch.setattr(slots, "decode", counting)
 
   def run(end_id):
     calls.clear()

@@ -57,6 +57,12 @@ def make_item_function(*, offset=0):
 HOARD: list[bytearray] = []
 
 
+def make_heavy(*, megabytes):
+  """An item function that takes memory to load; answers as the first one."""
+  HOARD.append(bytearray(b"x") * (megabytes << 20))
+  return make_item_function()
+
+
 class Unprintable(Exception):
   def __str__(self):
     raise RuntimeError("no")

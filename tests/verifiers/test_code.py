@@ -75,7 +75,14 @@ HALF = "def f(x): return 2 * x"  # right for 1 alone
   ("text", "source", "program", "malformed"),
   [
     ("```python\na\n```", "fenced", "a", False),
-    ("x\n```\na\n```\ny\n  ```py\n b\nc\n  ```  \nz", "fenced", " b\nc", False),
+    ("x\n```\na\n```\ny\n  ```py\n b\nc\n  ```  \nz", "fenced", "b\nc", False),
+    (
+      "1. so:\n   ```py\n   a:\n     b\n\n   c\n   ```",
+      "fenced",
+      "a:\n  b\n\nc",
+      False,
+    ),
+    ("```\n  a\n```", "fenced", "  a", False),
     ("```python\na\n", "fenced", None, True),
     ("```\na\n```\n```\nb", "fenced", None, True),
     ("a", "fenced", None, False),
@@ -201,6 +208,9 @@ def test_json_has_lists_for_tuples(check):
   }
   assert verdict(check, "def f(x): return x, {'a': ()}", test) == "CORRECT"
   assert verdict(check, "def f(x): return x, {'a': 0}", test) == "WRONG"
+  keys = {"function": "f", "arguments": [], "expected": {"1": 2, "null": 0}}
+  assert verdict(check, "def f(): return {1: 2, None: 0}", keys) == "CORRECT"
+  assert verdict(check, "def f(): return {2: 2, None: 0}", keys) == "WRONG"
   assertion = {"assert": "assert f([1, 2]) == [[1, 2], {'a': []}]"}
   assert verdict(check, "def f(x): return x, {'a': ()}", assertion) == "WRONG"
 
@@ -286,6 +296,44 @@ def f(x):
   walls.require()  # no bombs without
   found = check(item(program, *two()))
   assert found["steps"]["tests"] == [0.0, 1.0]
+
+
+def test_values_that_may_not_be_compared_are_wrong_not_unknown(check):
+  # A program that could make its verifier fail would not be wrong, but masked.
+  program = "import decimal\ndef f(x): return decimal.Decimal('sNaN')"
+  for test in (
+    {"assert": "assert f(1) == 2"},
+    {"function": "f", "arguments": [1], "expected": 2},
+    {"assert": "assert f(1) in (2, 3)"},
+  ):
+    assert verdict(check, program, test) == "WRONG"
+
+
+def test_a_program_cannot_break_the_messages_between_the_sandboxes(check):
+  # Its Decimal comes back to it as an argument, which no message carries.
+  program = "import decimal\ndef f(x): return decimal.Decimal('1.5')"
+  test = {"assert": "y = f(1)\nassert f(y) == 1"}
+  assert verdict(check, program, test, functions=["f"]) == "WRONG"
+  # The test's own Decimal is not the program's fault.
+  own = {"assert": "from decimal import Decimal as D\nassert f(D(1)) < 9"}
+  found = check(item(GOOD, own, functions=["f"]))
+  assert found["verdict"] == "VERIFIER_FAILED"
+  assert "isn't plain data" in found["detail"]
+
+
+def test_a_test_that_speaks_of_syntax_says_nothing_about_the_program(check):
+  test = {"assert": "assert f(1) + 0 == 3, 'syntax of the result'"}
+  found = check(item(GOOD, *two(), test, functions=["f"]))
+  assert found["verdict"] == "WRONG"
+  assert found["steps"]["tests"] == [1.0, 1.0, 0.0]
+
+
+def test_a_share_is_unknown_where_a_test_is(check, sharing):
+  broken = {"assert": "import nothing\nassert f(1)"}
+  tests = [*two(), broken]
+  assert sharing(item(BAD, *tests))["verdict"] == "VERIFIER_FAILED"
+  assert sharing(item(GOOD, *tests))["verdict"] == "VERIFIER_FAILED"
+  assert check(item(BAD, *tests))["verdict"] == "WRONG"  # whatever it says
 
 
 # As a host verifier.

@@ -15,7 +15,7 @@ from rlvr.verifiers import (
   verdict_counts,
 )
 from rlvr.verifiers.host import read_outcome
-from rlvr.verifiers.pool import Outcome
+from rlvr.verifiers.jobs import Outcome
 from rlvr.verifiers.reasoning import text_between
 
 SCRIPTED = "tests.verifiers.items:make_echo_math"
@@ -187,3 +187,40 @@ def test_reasoning_gym_verifier():
     np.testing.assert_allclose(reward, expected, rtol=1e-6)
   # The two partial scores differ from each other: not just "not right".
   assert signals.outcome["correct"][2] < signals.outcome["correct"][3] < 1
+
+
+@pytest.mark.parametrize("reward", [float("inf"), float("nan"), "1e9", True])
+def test_a_reward_that_is_no_finite_number_is_a_failure(reward):
+  value = {"verdict": "CORRECT", "reward": reward}
+  verdict, found, why = read_outcome(Outcome(value, "ok", "", 0.0))
+  assert verdict == Verdict.VERIFIER_FAILED and np.isnan(found)
+  assert "no finite number" in why
+  fine = read_outcome(Outcome({"verdict": "WRONG", "reward": 0.5}, "ok", "", 0))
+  assert fine[:2] == (Verdict.WRONG, 0.5)
+
+
+def test_truncated_with_metadata_that_can_not_be_read_is_a_failure():
+  # The run goes on, as it does where the same task's response has ended.
+  def unanswered(metadata):
+    if "steps" not in metadata:
+      raise ValueError("no steps")
+    return {"rewards": {"extra": 0.0}}
+
+  with PoolVerifier(
+    SCRIPTED,
+    num_workers=1,
+    time_limit_s=5.0,
+    rewards=("extra",),
+    unanswered=unanswered,
+  ) as verifier:
+    signals = verifier.verify(
+      *arguments(
+        ["a", "b"], finished=[False, False], metadata=[{}, {"steps": 1}]
+      )
+    )
+    assert names(signals) == ["VERIFIER_FAILED", "NO_ANSWER"]
+    for reward in ("correct", "extra"):
+      np.testing.assert_array_equal(signals.outcome[reward], [np.nan, 0.0])
+    assert verifier.problems[-1] == ("a", "no steps")
+  with pytest.raises(RuntimeError, match="'correct' is closed"):
+    verifier.start(*arguments(["a"]))

@@ -84,3 +84,16 @@ def test_what_can_not_be_judged():
 def test_bad_options(options):
   with pytest.raises(ValueError, match=next(iter(options))):
     mixed_verifier(**options)
+
+
+@pytest.mark.parametrize("score", [float("nan"), -0.1, 1.5])
+def test_a_similarity_out_of_range_is_a_failure(score):
+  item = ("a long answer", "a text", {"kind": "open"})
+  signals = verify([item], similarity=lambda a, b: score)
+  assert signals.verdicts["correct"].tolist() == [Verdict.VERIFIER_FAILED]
+  assert np.isnan(signals.outcome["correct"]).all()
+
+
+def test_a_kind_that_is_no_text_is_a_failure():
+  signals = verify([("x", "x", {"kind": ["open"]})])
+  assert signals.verdicts["correct"].tolist() == [Verdict.VERIFIER_FAILED]

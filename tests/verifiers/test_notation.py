@@ -23,6 +23,14 @@ from rlvr.verifiers.units import split_unit, words
     ("3½", r"3\frac{1}{2}"),
     ("2√5", r"2\sqrt{5}"),
     ("sqrt(2)/2", r"\sqrt{2}/2"),
+    ("sqrt((x+1)(x+2))", r"\sqrt{(x+1)(x+2)}"),
+    ("2sin(x) cos 2x", r"2\sin(x)\cos2x"),
+    ("ln x + arctan(x)", r"\ln x+\arctan(x)"),
+    ("sec(x)", r"\sec(x)"),
+    ("5 m/sec^2", "5 m/sec^2"),  # a second, no secant
+    ("log cabin", "log cabin"),
+    ("logs", "logs"),
+    ("basin a", "basin a"),
     ("x²⁰", "x^{20}"),  # never x20
     ("５x", "5x"),
     ("𝟓", "5"),

@@ -136,3 +136,33 @@ def test_bad_options():
         Reader(),
         **{"delimiter": "<answer>", "seed": 0, **options},
       )
+
+
+def test_a_question_that_can_not_be_asked_is_missing():
+  # One without options; one with "stem" alone, which is enough; texts in braces
+  # are what they are.
+  asked = []
+
+  def ask(prompts, labels):
+    asked.extend(prompts)
+    return [[0.0] * len(each) for each in labels]
+
+  verifier = second_answer_verifier(
+    choice_verifier(**TAGS),
+    ask,
+    delimiter="<answer>",
+    seed=0,
+  )
+  response = "so <answer>A</answer>"
+  odd = ["{reasoning}", "{options}", "blue"]
+  metadata = [
+    {**META, "options": "?"},
+    {"stem": "Which {options}?", "options": odd},
+  ]
+  signals = verifier.verify([response] * 2, ["A"] * 2, metadata, [True] * 2)
+  verifier.close()
+  second = signals.outcome["second"]
+  assert np.isnan(second[0]) and not np.isnan(second[1])
+  (prompt,) = asked
+  assert prompt.startswith("Which {options}?\n")
+  assert prompt.count("so <answer>") == 1 and ") {reasoning}\n" in prompt

@@ -147,6 +147,24 @@ def test_too_many_rows(databases):
   assert found["verdict"] == "VERIFIER_FAILED"
 
 
+def test_too_large_results(databases):
+  queries = [
+    "SELECT " + ", ".join(["p.age"] * 100) + " FROM person p, person q",
+    "SELECT hex(zeroblob(300000)) FROM person p, person q",
+  ]
+  for query in queries:
+    item = {"response": said(query), "reference": ADULTS}
+    item["metadata"] = {"db_id": "town"}
+    free = make_sql_checker(databases=str(databases))
+    assert free(item)["detail"] == ""
+    tight = make_sql_checker(
+      databases=str(databases), limits={"result_mb": 0.04}
+    )
+    found = tight(item)
+    assert found["verdict"] == "WRONG" and "MB" in found["detail"]
+    assert found["rewards"]["syntax"] == 0.0
+
+
 def test_rows_by_hand():
   assert same_rows([(1, "a"), (2, "b")], [(2.0, "b"), (1, "a")], ordered=False)
   assert not same_rows([(1,), (2,)], [(2,), (1,)], ordered=True)
@@ -267,6 +285,9 @@ HOSTILE = {
     "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c)"
     " SELECT randomblob(900000), x FROM c ORDER BY random()",
     "SELECT printf('%.900000c', 'x')",
+    # Within every other limit, and 9 GB.
+    "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c)"
+    " SELECT hex(zeroblob(450000)), x FROM c LIMIT 9999",
     "EXPLAIN SELECT 1",
     "/* SELECT 1",
   ],

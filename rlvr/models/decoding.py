@@ -1,0 +1,285 @@
+"""Prefill and decode: the decoder with its keys and values kept.
+
+    last, prompts = prefill(params, config, tokens, mask)
+    cache = empty_cache(config, num_slots, length)
+    hidden, cache = decode(weights, config, state, prompts, cache)
+
+Keys are kept as [.., N, S] and values as [.., S, N], as the two products of one
+query with them read them: neither is turned over in any step. A model whose
+layers are unrolled has an array for each layer, one whose layers are scanned
+has one for all, written in place.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rlvr.meshes import constrain
+from rlvr.models.attention import attend_token
+from rlvr.models.config import ModelConfig
+from rlvr.models.decoder import (
+  block_of,
+  embed,
+  final_norm,
+  forward_keep,
+  score_settings,
+)
+from rlvr.models.kinds import (
+  angles_by_kind,
+  masks_by_kind,
+  of_layer,
+  prompt_masks_by_kind,
+)
+from rlvr.types import Array, Params
+
+
+class Cache(NamedTuple):
+  """Keys and values, of prompts or of responses.
+
+  keys: compute dtype [rows, K, N, S]; a tuple of one for each layer where the
+    layers are unrolled, else [L, rows, K, N, S].
+  values: likewise [rows, K, S, N].
+  """
+
+  keys: Any
+  values: Any
+
+
+class Reading(NamedTuple):
+  """What `decode` reads and never writes.
+
+  trunk: the parameters around the layers.
+  layers: a tuple of each layer's parameters, or those stacked, as in `Cache`.
+  prompts: keys and values of the prompts, rows P or one for each response.
+  prompt_mask: bool [rows, S].
+  prompt_lengths: int32 [B], tokens of each response's prompt.
+  """
+
+  trunk: Params
+  layers: Any
+  prompts: Cache
+  prompt_mask: Array
+  prompt_lengths: Array
+
+
+def layers_to_read(params: Params, config: ModelConfig) -> Any:
+  """Returns the layers' parameters as `decode` reads them, see `Reading`."""
+  if not config.unroll_layers:
+    return params["layers"]
+  return tuple(
+    jax.tree.map(lambda p, i=i: p[i], params["layers"])
+    for i in range(config.num_layers)
+  )
+
+
+def prefill(
+  params: Params, config: ModelConfig, tokens: Array, mask: Array
+) -> tuple[Array, Cache]:
+  """Returns each prompt's last hidden state, and all keys and values.
+
+  Args:
+    params: from `init`.
+    config: the model's shape.
+    tokens: int32 [P, S], padded on the left.
+    mask: bool [P, S].
+
+  Returns:
+    [P, D] and a cache of P rows.
+  """
+  hidden, (keys, values) = forward_keep(params, config, tokens, mask)
+  cache = Cache(
+    jnp.transpose(keys, (0, 1, 3, 4, 2)), jnp.transpose(values, (0, 1, 3, 2, 4))
+  )
+  if config.unroll_layers:
+    cache = Cache(*(tuple(x[i] for i in range(len(x))) for x in cache))
+  return hidden[:, -1], constrain_cache(cache, config)
+
+
+def empty_cache(config: ModelConfig, rows: int, length: int) -> Cache:
+  """Returns a cache of zeros for `length` response tokens in each row."""
+  dtype = jnp.dtype(config.compute_dtype)
+  K, N, L = config.num_kv_heads, config.head_dim, config.num_layers
+
+  def zeros(*shape):
+    if config.unroll_layers:
+      return tuple(jnp.zeros((rows, K, *shape), dtype) for _ in range(L))
+    return jnp.zeros((L, rows, K, *shape), dtype)
+
+  return constrain_cache(Cache(zeros(N, length), zeros(length, N)), config)
+
+
+def constrain_cache(cache: Cache, config: ModelConfig) -> Cache:
+  """Returns the cache, cut over the mesh by rows and heads."""
+  names: tuple[str | None, ...] = ("batch", "act_kv_heads")
+  if not config.unroll_layers:
+    names = (None, *names)
+  return jax.tree.map(lambda x: constrain(x, *names), cache)
+
+
+def longer_cache(cache: Cache, length: int) -> Cache:
+  """Returns the cache with room for `length` response tokens."""
+
+  def grow(axis):
+    def one(x):
+      pad = [(0, 0)] * x.ndim
+      pad[axis] = (0, length - x.shape[axis])
+      return jnp.pad(x, pad)
+
+    return one
+
+  return Cache(
+    jax.tree.map(grow(-1), cache.keys), jax.tree.map(grow(-2), cache.values)
+  )
+
+
+def cache_length(cache: Cache) -> int:
+  """Returns for how many response tokens there is room."""
+  return jax.tree.leaves(cache.keys)[0].shape[-1]
+
+
+def take_rows(cache: Cache, rows: Array, config: ModelConfig) -> Cache:
+  """Returns a cache of the rows named, int32 [n]."""
+  axis = 0 if config.unroll_layers else 1
+  return jax.tree.map(lambda x: jnp.take(x, rows, axis=axis), cache)
+
+
+def put_rows(
+  cache: Cache, rows: Array, new: Cache, config: ModelConfig
+) -> Cache:
+  """Returns the cache with `new` in the rows named; rows past its end are left.
+
+  Args:
+    cache: a cache.
+    rows: int32 [n].
+    new: a cache of n rows.
+    config: the model's shape.
+  """
+
+  def put(x, y):
+    if config.unroll_layers:
+      return x.at[rows].set(y, mode="drop")
+    return x.at[:, rows].set(y, mode="drop")
+
+  return jax.tree.map(put, cache, new)
+
+
+def _write(keys, values, k, v, position, layer=None):
+  """Writes one token's keys and values [B, K, N]: at [] for all, or each [B]."""
+  before = () if layer is None else (layer,)
+  if position.ndim == 0:
+    k, v = k[..., None], v[..., None, :]
+    if before:
+      k, v = k[None], v[None]
+    start = (*before, 0, 0)
+    return (
+      jax.lax.dynamic_update_slice(keys, k, (*start, 0, position)),
+      jax.lax.dynamic_update_slice(values, v, (*start, position, 0)),
+    )
+  rows = jnp.arange(k.shape[0])
+  return (
+    keys.at[(*before, rows, slice(None), slice(None), position)].set(k),
+    values.at[(*before, rows, slice(None), position)].set(v),
+  )
+
+
+def decode(
+  reading: Reading,
+  config: ModelConfig,
+  tokens: Array,
+  position: Array,
+  cache: Cache,
+) -> tuple[Array, Cache]:
+  """Returns the hidden states behind one more token of each response.
+
+  Args:
+    reading: parameters and prompts; with fewer rows of prompts than responses
+      each prompt has as many, group-major.
+    config: the model's shape.
+    tokens: int32 [B], the responses' tokens at `position`.
+    position: int32, their places in the responses: [] where it is one for all,
+      else [B].
+    cache: of the responses; places before `position` are filled.
+
+  Returns:
+    compute dtype [B, D], normalised, and the cache with `position` written.
+
+  Raises:
+    ValueError: places of their own with prompts that responses share.
+  """
+  if position.ndim and reading.prompt_mask.shape[0] != tokens.shape[0]:
+    raise ValueError(
+      f"{tokens.shape[0]} responses at places of their own with"
+      f" {reading.prompt_mask.shape[0]} rows of prompts: give each response its"
+      " row (take_rows)"
+    )
+  params = {"trunk": reading.trunk}
+  B, U = tokens.shape[0], cache_length(cache)
+  x = embed(params, config, tokens[:, None])
+  steps = position.reshape(-1, 1)  # [1 or B, 1]
+  places = jnp.arange(U, dtype=jnp.int32)[None]
+  visible = (places <= steps)[:, None]
+  length = reading.prompt_mask.shape[1] + U
+  angles = angles_by_kind(
+    config, reading.prompt_lengths[:, None] + jnp.broadcast_to(steps, (B, 1))
+  )
+  own_masks = masks_by_kind(config, visible, steps, places, length)
+  prompt_masks = prompt_masks_by_kind(
+    config, reading.prompt_mask, steps, length
+  )
+
+  def layer_step(x, layer, keys, values, prompt, is_local, index):
+    """One layer; `index` is None where keys and values are its own arrays."""
+    block = block_of(config, layer)
+    q, k, v = block.qkv(x, of_layer(angles, is_local))
+    keys, values = _write(keys, values, k[:, 0], v[:, 0], position, index)
+    own = (keys, values) if index is None else (keys[index], values[index])
+    attended = attend_token(
+      q[:, 0],
+      *prompt,
+      of_layer(prompt_masks, is_local),
+      *own,
+      of_layer(own_masks, is_local),
+      **score_settings(config),
+    )
+    return block.finish(x, attended[:, None]), keys, values
+
+  if config.unroll_layers:
+    all_keys, all_values = [], []
+    for i, kind in enumerate(config.layer_kinds):
+      x, keys, values = layer_step(
+        x,
+        reading.layers[i],
+        cache.keys[i],
+        cache.values[i],
+        (reading.prompts.keys[i], reading.prompts.values[i]),
+        kind,
+        None,
+      )
+      all_keys.append(keys)
+      all_values.append(values)
+    cache = Cache(tuple(all_keys), tuple(all_values))
+  else:
+    kinds = config.layer_kinds
+    flags = None
+    if len(set(kinds)) > 1:
+      flags = jnp.array([kind == "local" for kind in kinds])
+
+    def body(carry, scanned):
+      x, keys, values = carry
+      layer, prompt, is_local, index = scanned
+      return layer_step(x, layer, keys, values, prompt, is_local, index), None
+
+    (x, *both), _ = jax.lax.scan(
+      body,
+      (x, *cache),
+      (
+        reading.layers,
+        tuple(reading.prompts),
+        flags,
+        jnp.arange(config.num_layers),
+      ),
+    )
+    cache = Cache(*both)
+  hidden = final_norm(params, config, x[:, 0])
+  return hidden, constrain_cache(cache, config)
