@@ -36,6 +36,7 @@ setuptools.setup(
     "tensorflow-datasets>=4.9.10,<5",
     "sentencepiece>=0.2.1",
     "tokenizers>=0.21",
+    "safetensors>=0.5",
     "etils>=1.12",
     # Configuration.
     "gin-config>=0.5,<0.6",
@@ -52,6 +53,8 @@ setuptools.setup(
   ],
   extras_require={
     "tpu": ["jax[tpu]>=0.10,<0.11", "libtpu>=0.0.40"],
+    # Reads and dequantises GGUF files.
+    "gguf": ["gguf>=0.17"],
     # Its pycosat is built from source: needs a C compiler.
     "gym": ["reasoning-gym>=0.1.25,<0.2"],
     "dev": [

@@ -125,6 +125,7 @@ class Rules:
   head_dim: MeshAxes = None
   mlp: MeshAxes = "tensor"
   vocab: MeshAxes = "tensor"
+  rank: MeshAxes = None  # of adapters: too small to be worth a cut
   # Activations.
   batch: MeshAxes = ("data", "fsdp")  # prompts, responses
   lookup_batch: MeshAxes = "data"  # of embeddings, while cut like `embed`

@@ -112,9 +112,9 @@ def optimizer_shardings(
 
   Args:
     opt_state: or its abstract form.
-    params: or their abstract form.
+    params: those that are trained, or their abstract form.
     optimizer: whose state it is.
-    shardings: the parameters'.
+    shardings: theirs.
     mesh: from `make_mesh`.
   """
   whole = replicated(mesh)
@@ -158,7 +158,11 @@ def state_shardings(
   return TrainState(
     params=params,
     opt_state=optimizer_shardings(
-      state.opt_state, state.params, optimizer, params, mesh
+      state.opt_state,
+      models.trained(state.params, config),
+      optimizer,
+      models.trained(params, config),
+      mesh,
     ),
     chain_state=jax.tree.map(lambda _: whole, state.chain_state),
     **placed,

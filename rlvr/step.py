@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from rlvr import models
-from rlvr.probes.compute import compute_probes
+from rlvr.probes.compute import Scorer, compute_probes
 from rlvr.recipe import DeviceVerifier, Noise, Recipe, batch_key
 from rlvr.rewards.statistics import signal_statistics
 from rlvr.sampling import sample
@@ -43,7 +43,7 @@ def init_state(recipe: Recipe, key: Array, params: Params) -> TrainState:
   """
   return TrainState(
     params=params,
-    opt_state=recipe.optimizer.init(params),
+    opt_state=recipe.optimizer.init(models.trained(params, recipe.model)),
     chain_state=recipe.chain.init(),
     step=jnp.zeros((), jnp.int32),
     key=key,
@@ -159,6 +159,24 @@ def verify_on_device(
   return verifier(rollout, batch_key(key, step, use))
 
 
+def _reference_scorer(
+  recipe: Recipe, state: TrainState, reference: Params | None
+) -> Scorer | None:
+  """Returns the reference model's forward pass, None if there is none."""
+  model = recipe.model
+  if model.lora is not None:
+    if reference is not None:
+      raise ValueError(
+        "the reference of a model with adapters (ModelConfig.lora) is the model"
+        " without them, which the state holds: give reference=None"
+      )
+    if recipe.has_reference:
+      model, reference = models.without_adapters(model, state.params)
+  if reference is None:
+    return None
+  return scorer_of(model, reference, trainer_temperature(recipe.sampling))
+
+
 def scoring_context(
   recipe: Recipe,
   state: TrainState,
@@ -170,7 +188,8 @@ def scoring_context(
   Args:
     recipe: the step's settings.
     state: the run's state.
-    reference: the reference model's parameters, None if it has none.
+    reference: the reference model's parameters; None if there is none, or if it
+      is the policy without its adapters.
     rollout: responses.
   """
   probes = compute_probes(
@@ -179,11 +198,7 @@ def scoring_context(
     policy=scorer_of(
       recipe.model, state.params, trainer_temperature(recipe.sampling)
     ),
-    reference=None
-    if reference is None
-    else scorer_of(
-      recipe.model, reference, trainer_temperature(recipe.sampling)
-    ),
+    reference=_reference_scorer(recipe, state, reference),
     settings=recipe.probe_settings,
     even_groups=recipe.even_groups,
     score_prompts=prompt_scorer_of(
@@ -216,7 +231,8 @@ def score_batch(
   Args:
     recipe: the step's settings.
     state: the run's state.
-    reference: the reference model's parameters, None if it has none.
+    reference: the reference model's parameters; None if there is none, or if it
+      is the policy without its adapters.
     rollout: responses.
     signals: named rewards.
     weights: float32 [B] that the responses have before the chain; None: 1.

@@ -58,6 +58,7 @@ def train(
   top_k: int = 0,
   top_p: float = 1.0,
   min_p: float = 0.0,
+  slots: int = 0,
   mesh: MeshShape = ONE_DEVICE,
   rules: Rules = RULES,
   sampling_rules: Rules | None = None,
@@ -98,6 +99,7 @@ def train(
     top_k: 0 is off.
     top_p: 1 is off.
     min_p: 0 is off.
+    slots: responses that decode at a time, see `Sampling`; 0: all of a batch.
     mesh: devices along (data, fsdp, tensor).
     rules: how parameters, state and batches lie on them.
     sampling_rules: the same while responses are sampled; None: as in training.
@@ -151,6 +153,7 @@ def train(
     top_k=top_k,
     top_p=top_p,
     min_p=min_p,
+    slots=slots,
     step_delimiters=delimiter_ids,
     max_steps=max_steps,
     rules=sampling_rules,
@@ -186,12 +189,15 @@ def train(
         functools.partial(models.init, model), out_shardings=place.params
       )
       return draw(params_key)
-    return models.initial_params(initial_params, model, shardings=place.params)
+    return models.initial_params(
+      initial_params, model, shardings=place.params, key=params_key
+    )
 
   # Before anything is written; a run that goes on has no use for them but as
-  # its reference.
-  params = first_params() if loop.use_reference or not resume else None
-  if loop.use_reference:
+  # its reference. With adapters that is the policy's own weights without them.
+  keeps_reference = loop.use_reference and model.lora is None
+  params = first_params() if keeps_reference or not resume else None
+  if keeps_reference:
     setup = setup._replace(reference=params)
 
   folder = open_run_folder(
@@ -217,7 +223,7 @@ def train(
   if checkpoints.latest_step() is None:
     if params is None:
       params = first_params()
-    elif loop.use_reference:
+    elif keeps_reference:
       params = jax.tree.map(jnp.copy, params)
     # Donated: the parameters become the state's.
     begin = place.jit(
@@ -423,9 +429,8 @@ def _plan(
   model = setup.model
   count = models.num_params(model)
   recipe = loop.recipe(setup)
-  opt_state = jax.eval_shape(
-    recipe.optimizer.init, models.abstract_params(model)
-  )
+  trained = models.trained(models.abstract_params(model), model)
+  opt_state = jax.eval_shape(recipe.optimizer.init, trained)
   opt_bytes = sum(
     math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(opt_state)
   )
@@ -437,7 +442,8 @@ def _plan(
   S = setup.source.next_batch(setup.source.unit).prompts.tokens.shape[1]
   setup.source.seek(0)
   cache = per_token * (B * setup.sampling.max_tokens + recipe.num_prompts * S)
-  copies = 1 + loop.use_reference
+  num_trained = sum(x.size for x in jax.tree.leaves(trained))
+  copies = 1 + (loop.use_reference and model.lora is None)
   per_update = B // recipe.updates_per_batch // recipe.micro_batches
   logits = 4 * per_update * setup.sampling.max_tokens * model.vocab_size
 
@@ -456,14 +462,14 @@ def _plan(
     },
     "Step": loop.plan(setup),
     "Model": {
-      "parameters": f"{count:,}",
+      "parameters": f"{count:,}, of which {num_trained:,} are trained",
       "shape": f"{model.num_layers} layers, width {model.embed_dim},"
       f" {model.num_heads} heads ({model.num_kv_heads} key/value),"
       f" vocabulary {model.vocab_size}",
     },
     "Memory (arrays that last or peak; activations come on top)": {
       "parameters": f"{mb(4 * count)} x {copies}",
-      "gradients": mb(4 * count),
+      "gradients": mb(4 * num_trained),
       "optimizer state": mb(opt_bytes),
       "key-value cache": mb(cache),
       "logits of a micro-batch": f"{mb(logits)}, in chunks of at most"

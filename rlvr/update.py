@@ -136,6 +136,8 @@ def update(
 ) -> tuple[TrainState, dict[str, Array]]:
   """Returns the state after all updates on one batch, and metrics.
 
+  A model with adapters has these trained alone (`models.trained`).
+
   An update whose gradient isn't finite leaves parameters and optimizer as they
   are and is counted in `optim/nonfinite_updates`; so does one in which no
   response has a weight (momentum would move the parameters for no reason),
@@ -188,7 +190,10 @@ def update(
   if recipe.even_groups:
     pieces["prompts"] = _cut(recipe, rollout.prompts, order)
 
-  def micro(params, piece):
+  axes = models.trained(models.logical_axes(recipe.model), recipe.model)
+  first, frozen = models.split_trained(state.params, recipe.model)
+
+  def micro(trained, piece):
     piece = dict(piece)
     coefficients, group = piece.pop("coefficients"), piece["rollout"].group
     if recipe.even_groups:
@@ -201,13 +206,15 @@ def update(
       piece["rollout"], prompts=prompts, group=group
     )
     found, grads = jax.value_and_grad(
-      lambda p: _loss(recipe, p, piece, coefficients), has_aux=True
-    )(params)
+      # What is frozen is no argument: its gradient is never made.
+      lambda p: _loss(recipe, models.joined(p, frozen), piece, coefficients),
+      has_aux=True,
+    )(trained)
     # Cut like the parameters at once, not summed whole on every device.
-    return found, constrain_tree(grads, models.logical_axes(recipe.model))
+    return found, constrain_tree(grads, axes)
 
   def one_update(carry, pieces):
-    params, opt_state = carry
+    trained, opt_state = carry
     # Coefficients over the whole update, before it is cut into pieces.
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), pieces)
     flat_mask, weights = flat["rollout"].completion_mask, flat["weights"]
@@ -223,32 +230,32 @@ def update(
       ).reshape(shape[:2]),
     }
     if recipe.micro_batches == 1:
-      first = jax.tree.map(lambda x: x[0], pieces)
-      (_, sums), grads = micro(params, first)
+      only = jax.tree.map(lambda x: x[0], pieces)
+      (_, sums), grads = micro(trained, only)
     else:
       zeros = jax.eval_shape(
-        micro, params, jax.tree.map(lambda x: x[0], pieces)
+        micro, trained, jax.tree.map(lambda x: x[0], pieces)
       )
       zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)
 
       def accumulate(total, piece):
-        return jax.tree.map(jnp.add, total, micro(params, piece)), None
+        return jax.tree.map(jnp.add, total, micro(trained, piece)), None
 
       ((_, sums), grads), _ = jax.lax.scan(accumulate, zeros, pieces)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss/total"])
     empty = ~(weights > 0).any()
-    updates, new_opt = recipe.optimizer.update(grads, opt_state, params)
-    new = (optax.apply_updates(params, updates), new_opt)
+    updates, new_opt = recipe.optimizer.update(grads, opt_state, trained)
+    new = (optax.apply_updates(trained, updates), new_opt)
     carry = jax.tree.map(
-      lambda a, b: jnp.where(finite & ~empty, a, b), new, (params, opt_state)
+      lambda a, b: jnp.where(finite & ~empty, a, b), new, (trained, opt_state)
     )
     sums["optim/grad_norm"] = norm
     sums["optim/nonfinite_updates"] = (~finite).astype(jnp.float32)
     sums["optim/empty_updates"] = empty.astype(jnp.float32)
     return carry, sums
 
-  carry = (state.params, state.opt_state)
+  carry = (first, state.opt_state)
   if recipe.updates_per_batch * recipe.passes_per_batch == 1:
     carry, metrics = one_update(carry, jax.tree.map(lambda x: x[0], pieces))
   else:
@@ -256,9 +263,11 @@ def update(
     metrics = {k: v.mean() for k, v in stacked.items()}
     for name in ("optim/nonfinite_updates", "optim/empty_updates"):
       metrics[name] = stacked[name].sum()
-  params, opt_state = carry
+  last, opt_state = carry
   metrics["policy/old_logprob_mean"] = masked_mean(old, mask)
   return (
-    dataclasses.replace(state, params=params, opt_state=opt_state),
+    dataclasses.replace(
+      state, params=models.joined(last, frozen), opt_state=opt_state
+    ),
     metrics,
   )

@@ -41,10 +41,13 @@ def argv(kind, run_dir, *bindings, method="grpo", tasks=("arithmetic",)):
     files += [f"methods/{method}"]
     bindings = (*RL, *bindings)
   files += [f"runs/{kind}"]
+  tiny = TINY
+  if "arithmetic" not in tasks:
+    tiny = [b for b in TINY if not b.startswith("data.arithmetic_task")]
   return [
     *(f"--gin_file=gin/{f}.gin" for f in files),
     f"--run_dir={run_dir}",
-    *(f"--gin.{b}" for b in (*TINY, *bindings)),
+    *(f"--gin.{b}" for b in (*tiny, *bindings)),
   ]
 
 

@@ -33,12 +33,14 @@ def run(folder, *bindings, resume=()):
 
 
 def same(found, expected):
+  # An untrained policy's rewards differ by 1e-4 within a group, and advantages
+  # are in units of that: a rounding of 1e-7 is 1e-3 there.
   assert found.keys() == expected.keys()
   for step, row in expected.items():
     for name, value in row.items():
       if not name.startswith(("time", "throughput")):
         np.testing.assert_allclose(
-          found[step][name], value, rtol=2e-3, atol=2e-5, err_msg=name
+          found[step][name], value, rtol=2e-2, atol=2e-4, err_msg=name
         )
 
 

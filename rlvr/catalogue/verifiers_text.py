@@ -106,7 +106,7 @@ ROWS: tuple[Method, ...] = (
         "verifiers/test_second_answer", "second_answer_of_each_response"
       ),
       *tests_of(
-        "verifiers/test_policy_answers", "resumed_run_is_the_uninterrupted_one"
+        "verifiers/test_policy_answers", "a_run_in_which_the_policy_asks_itself"
       ),
     ),
     tasks=("gin/tasks/aqua.gin", "gin/tasks/aqua_second_answer.gin"),

@@ -206,9 +206,7 @@ def restore_params(
   Raises:
     ValueError: no such checkpoint, or the parameters are another model's.
   """
-  path = _absolute(folder)
-  if "://" not in path and not os.path.isdir(path):
-    raise ValueError(f"no folder {path}: give the checkpoints of a run")
+  path = _existing(folder)
   with _manager(path, read_only=True, save_interval_steps=0) as manager:
     step = _find(manager, path, step)
     wanted = _flatten({"params": like}, _abstract)
@@ -218,6 +216,33 @@ def restore_params(
     _check_same(wanted, found, f"checkpoint {step} in {path}", dtypes=False)
     read = _read(manager, step, wanted)
   return _unflatten({"params": like}, read["state"])["params"]
+
+
+def param_names(
+  folder: str | os.PathLike, step: int | None = None
+) -> list[str]:
+  """Returns the names of the parameters in a run's checkpoint, sorted.
+
+  Args:
+    folder: `RunFolder.checkpoints` of that run; nothing in it is changed.
+    step: which checkpoint; None is the newest.
+
+  Raises:
+    ValueError: no such checkpoint.
+  """
+  path = _existing(folder)
+  with _manager(path, read_only=True, save_interval_steps=0) as manager:
+    found = _metadata(manager, _find(manager, path, step))
+  return sorted(
+    name.partition(".")[2] for name in found if _top(name) == "params"
+  )
+
+
+def _existing(folder: str | os.PathLike) -> str:
+  path = _absolute(folder)
+  if "://" not in path and not os.path.isdir(path):
+    raise ValueError(f"no folder {path}: give the checkpoints of a run")
+  return path
 
 
 def _manager(folder: str, **options: Any) -> ocp.CheckpointManager:

@@ -119,13 +119,16 @@ def totals(
   placed = sharding.param_shardings(config, mesh, rules)
   out = {"parameters": (size := tree_bytes(params, placed))}
   if optimizer is not None:
-    state = jax.eval_shape(optimizer.init, params)
-    out["gradients"] = size
+    trained = models.trained(params, config)
+    where = models.trained(placed, config)
+    state = jax.eval_shape(optimizer.init, trained)
+    out["gradients"] = tree_bytes(trained, where)
     out["optimizer state"] = tree_bytes(
       state,
-      sharding.optimizer_shardings(state, params, optimizer, placed, mesh),
+      sharding.optimizer_shardings(state, trained, optimizer, where, mesh),
     )
-  if use_reference:
+  # With adapters the reference is the same weights without them.
+  if use_reference and config.lora is None:
     out["reference model"] = size
   cast = jax.eval_shape(lambda p: models.compute_params(p, config), params)
   sampled = sharding.param_shardings(config, mesh, sampling_rules or rules)

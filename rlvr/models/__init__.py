@@ -1,6 +1,6 @@
 """One decoder, seen as pure functions over a parameter pytree."""
 
-from rlvr.models.config import ModelConfig, RopeScaling
+from rlvr.models.config import LoRA, ModelConfig, RopeScaling
 from rlvr.models.decoder import (
   abstract_params,
   compute_params,
@@ -17,6 +17,13 @@ from rlvr.models.decoding import decode, prefill
 from rlvr.models.gguf_weights import load_gguf
 from rlvr.models.heads import TokenStatistics, token_statistics
 from rlvr.models.huggingface import load_huggingface, save_huggingface
+from rlvr.models.lora import (
+  joined,
+  merge_lora,
+  split_trained,
+  trained,
+  without_adapters,
+)
 from rlvr.models.pretrained import (
   config_from_folder,
   initial_params,
@@ -24,6 +31,7 @@ from rlvr.models.pretrained import (
 )
 
 __all__ = [
+  "LoRA",
   "ModelConfig",
   "RopeScaling",
   "TokenStatistics",
@@ -35,15 +43,20 @@ __all__ = [
   "forward_responses",
   "init",
   "initial_params",
+  "joined",
   "load_gguf",
   "load_huggingface",
   "load_pretrained",
   "logical_axes",
   "logits",
+  "merge_lora",
   "num_params",
   "prefill",
   "save_huggingface",
+  "split_trained",
   "token_statistics",
+  "trained",
   "unembedding",
   "values",
+  "without_adapters",
 ]

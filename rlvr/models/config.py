@@ -13,6 +13,7 @@ _SIZES = (
 )
 _ACTIVATIONS = ("silu", "gelu_tanh")
 _KINDS = ("global", "local")
+PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,47 @@ class RopeScaling:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LoRA:
+  """Adapters beside some of a layer's projections, and only they are trained.
+
+      y = x W + (alpha / rank) · (x A) B
+
+  Section 4.1 of https://arxiv.org/abs/2106.09685. Without its dropout, which
+  would make the policy that samples another one than that which is scored.
+
+  Raises:
+    ValueError: a number out of range, or a projection that is not known.
+  """
+
+  rank: int
+  alpha: float
+  projections: tuple[str, ...]  # of `PROJECTIONS`, the same in each layer
+
+  def __post_init__(self):
+    if self.rank < 1:
+      raise ValueError(f"LoRA.rank={self.rank} must be at least 1")
+    if self.alpha <= 0:
+      raise ValueError(f"LoRA.alpha={self.alpha} must be above 0")
+    # Gin gives a list.
+    object.__setattr__(self, "projections", tuple(self.projections))
+    names = set(self.projections)
+    if (
+      not names
+      or names - set(PROJECTIONS)
+      or len(names) < len(self.projections)
+    ):
+      raise ValueError(
+        f"LoRA.projections={self.projections}: give some of {PROJECTIONS}, each"
+        " once"
+      )
+
+  @property
+  def scale(self) -> float:
+    """What the adapters' product is multiplied by."""
+    return self.alpha / self.rank
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
   """Hyperparameters of the decoder; hashable, so that jit can key on it.
 
@@ -93,6 +135,7 @@ class ModelConfig:
   rope_scaling: RopeScaling | None = None
   max_positions: int | None = None  # tokens; only told to exported checkpoints
   value_head: bool = False  # one number per token, on the trunk
+  lora: LoRA | None = None  # None: everything is trained
   compute_dtype: str = "float32"  # of activations; parameters stay float32
   remat: bool = False  # recompute a layer's activations in the backward pass
   unroll_layers: bool = False  # faster small models on CPU, slower compilation

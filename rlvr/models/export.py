@@ -3,7 +3,8 @@
   python -m rlvr.models.export --run=runs/first --output=exported
 
 The model and its tokenizer are those of the run's own configuration
-(`config_given.gin` in the run's folder); flags replace what differs.
+(`config_given.gin` in the run's folder); flags replace what differs. Adapters of
+a run with LoRA are merged into the weights.
 """
 
 import argparse

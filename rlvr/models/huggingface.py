@@ -30,6 +30,7 @@ from rlvr.models.hf_config import (
   family_of,
 )
 from rlvr.models.hf_names import HFTensor, canonical_name, hf_tensors
+from rlvr.models.lora import merge_lora
 from rlvr.models.tokenizer_files import token_ids_of, write_tokenizer_files
 from rlvr.types import Params
 
@@ -305,7 +306,8 @@ def save_huggingface(
   """Writes a folder that `transformers` loads; returns it.
 
   Whole or not at all: the files are written into a folder beside it, which is
-  renamed at the end. A value head is left out, as no class there has one.
+  renamed at the end. A value head is left out, as no class there has one;
+  adapters are merged into the projections that they stand beside.
 
   Args:
     folder: is made; must not exist.
@@ -329,7 +331,10 @@ def save_huggingface(
     raise FileExistsError(
       f"{target} exists: give another folder, nothing is overwritten"
     )
-  config = dataclasses.replace(config, value_head=False)
+  _check_shapes(config, params)
+  config, params = merge_lora(
+    dataclasses.replace(config, value_head=False), params
+  )
   fields = config_to_huggingface(config, family or family_of(config))
   fields["torch_dtype"] = dtype
   token_ids: dict[str, Any] = {}
@@ -338,18 +343,6 @@ def save_huggingface(
   table = hf_tensors(config)
   leaves = dict(_flat(params))
   shapes = dict(_flat(abstract_params(config)))
-  for path, like in shapes.items():
-    have = leaves[path].shape if path in leaves else None
-    if have != like.shape:
-      raise ValueError(
-        f"save_huggingface: params[{'.'.join(path)}] is {have}, the config"
-        f" says {like.shape}: give the config that the parameters were made by"
-      )
-    if not getattr(leaves[path], "is_fully_addressable", True):
-      raise ValueError(
-        "save_huggingface: the parameters lie on several hosts: save a"
-        " checkpoint and export it on one host (python -m rlvr.models.export)"
-      )
 
   def arrays() -> Iterator[tuple[str, np.ndarray]]:
     for name, tensor in table.items():
@@ -383,6 +376,24 @@ def save_huggingface(
   finally:
     shutil.rmtree(partial, ignore_errors=True)
   return target
+
+
+def _check_shapes(config: ModelConfig, params: Params) -> None:
+  """Raises ValueError where the parameters can't be written by the config."""
+  config = dataclasses.replace(config, value_head=False)
+  leaves = dict(_flat(params))
+  for path, like in _flat(abstract_params(config)):
+    have = leaves[path].shape if path in leaves else None
+    if have != like.shape:
+      raise ValueError(
+        f"save_huggingface: params[{'.'.join(path)}] is {have}, the config"
+        f" says {like.shape}: give the config that the parameters were made by"
+      )
+    if not getattr(leaves[path], "is_fully_addressable", True):
+      raise ValueError(
+        "save_huggingface: the parameters lie on several hosts: save a"
+        " checkpoint and export it on one host (python -m rlvr.models.export)"
+      )
 
 
 def _write_json(path: pathlib.Path, fields: Mapping[str, Any]) -> None:

@@ -46,6 +46,11 @@ def _project(x: Array, weight: Array, contract: int = 1) -> Array:
   return y.reshape(*rows, *out)
 
 
+def _num_inputs(name: str) -> int:
+  """Returns how many axes of a projection are its inputs."""
+  return 2 if name == "output" else 1
+
+
 class RMSNorm(nnx.Module):
   """x / sqrt(mean(x²) + ε) · (o + scale), https://arxiv.org/abs/1910.07467."""
 
@@ -96,6 +101,39 @@ class Block(nnx.Module):
     self.down = _param(
       rngs, (c.mlp_dim, D), ("mlp", "embed"), c.mlp_dim * out**0.5
     )
+    if c.lora is not None:
+      # Last, so that the base is drawn as it is without them.
+      for name in c.lora.projections:
+        self._add_adapter(name, c.lora.rank, rngs)
+
+  def _add_adapter(self, name: str, rank: int, rngs: nnx.Rngs) -> None:
+    """Makes A of normal numbers and B of zeros, so that their product is 0.
+
+    The paper doesn't say how wide A's numbers are. A variance of 1/fan_in gives
+    x A the size of x. Its own code (github.com/microsoft/LoRA) and PEFT's
+    default draw evenly from ±fan_in^-0.5, a third of that variance; PEFT's
+    "gaussian" has the standard deviation 1/rank.
+    """
+    weight, inputs = getattr(self, name), _num_inputs(name)
+    shape, axes = weight[...].shape, weight.get_metadata("axes")
+    fan_in = math.prod(shape[:inputs])
+    a = _param(rngs, (*shape[:inputs], rank), (*axes[:inputs], "rank"), fan_in)
+    zeros = jnp.zeros((rank, *shape[inputs:]), jnp.float32)
+    setattr(self, f"{name}_lora_a", a)
+    setattr(
+      self,
+      f"{name}_lora_b",
+      nnx.Param(zeros, axes=("rank", *axes[inputs:])),
+    )
+
+  def _adapted(self, name: str, x: Array) -> Array:
+    """Returns x times the projection, with its adapter where it has one."""
+    inputs, lora = _num_inputs(name), self.config.lora
+    y = _project(x, getattr(self, name)[...], inputs)
+    if lora is None or name not in lora.projections:
+      return y
+    low = _project(x, getattr(self, f"{name}_lora_a")[...], inputs)
+    return y + _project(low * lora.scale, getattr(self, f"{name}_lora_b")[...])
 
   def qkv(self, x_BxTxD: Array, angles: tuple[Array, Array]):
     """Returns turned queries, turned keys and values.
@@ -106,9 +144,9 @@ class Block(nnx.Module):
     """
     c, dtype = self.config, x_BxTxD.dtype
     h = self.attention_norm(x_BxTxD)
-    q = _project(h, self.query[...])
-    k = _project(h, self.key[...])
-    v = _project(h, self.value[...])
+    q = self._adapted("query", h)
+    k = self._adapted("key", h)
+    v = self._adapted("value", h)
     if c.qkv_bias:
       q = q + self.query_bias[...].astype(dtype)[None, None]
       k = k + self.key_bias[...].astype(dtype)[None, None]
@@ -123,14 +161,14 @@ class Block(nnx.Module):
     """Returns the layer's output: attention's projection, then the MLP."""
     c = self.config
     attended = constrain(attended_BxTxHxN, *_HEADS)
-    attended = _project(attended, self.output[...], contract=2)
+    attended = self._adapted("output", attended)
     if c.post_norms:
       attended = self.post_attention_norm(attended)
     x = constrain(x_BxTxD + attended, *WIDTH)
     h = self.mlp_norm(x)
-    gate = _ACTIVATIONS[c.activation](_project(h, self.gate[...]))
-    inner = constrain(gate * _project(h, self.up[...]), *_MLP)
-    out = _project(inner, self.down[...])
+    gate = _ACTIVATIONS[c.activation](self._adapted("gate", h))
+    inner = constrain(gate * self._adapted("up", h), *_MLP)
+    out = self._adapted("down", inner)
     out = self.post_mlp_norm(out) if c.post_norms else out
     return constrain(x + out, *WIDTH)
 

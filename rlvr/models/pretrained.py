@@ -14,16 +14,18 @@ import jax
 import jax.numpy as jnp
 
 from rlvr.models.config import ModelConfig
-from rlvr.models.decoder import abstract_params
+from rlvr.models.decoder import abstract_params, init
 from rlvr.models.gguf_weights import config_from_gguf, load_gguf
 from rlvr.models.hf_config import config_from_huggingface
 from rlvr.models.huggingface import load_huggingface, read_config
-from rlvr.types import Params
+from rlvr.models.lora import adapters, is_adapter, joined, without_adapters
+from rlvr.types import Array, Params
 
 Loader = Callable[..., tuple[ModelConfig, Params]]
 # What a run chooses, whatever the file is.
 _RUNS_OWN = (
   "value_head",
+  "lora",
   "compute_dtype",
   "remat",
   "unroll_layers",
@@ -65,7 +67,7 @@ def config_from_folder(path: str, **changes: Any) -> ModelConfig:
 
   Args:
     path: a Hugging Face folder or a .gguf file.
-    **changes: fields of ModelConfig that the run sets: `compute_dtype`,
+    **changes: fields of ModelConfig that the run sets: `compute_dtype`, `lora`,
       `remat`, `unroll_layers`, `value_head`.
 
   Raises:
@@ -90,23 +92,36 @@ def initial_params(
   model: ModelConfig,
   *,
   shardings: Params | None = None,
+  key: Array | None = None,
 ) -> Params:
   """Returns float32 parameters for a run to start from.
 
-  A value head that the file doesn't have starts at 0, as a drawn one does.
+  A value head that the file doesn't have starts at 0, as a drawn one does;
+  adapters that it or the checkpoint doesn't have start as drawn ones do.
 
   Args:
     path: a Hugging Face folder, a .gguf file, or the checkpoints of a run.
     model: the run's model.
     shardings: a tree like the parameters', of where each is put; None is the
       first device.
+    key: PRNG key, consumed where adapters are drawn.
 
   Raises:
     FileNotFoundError: there is no such thing.
     ValueError: the model at the path is another one; the error lists the
-      fields that differ.
+      fields that differ. Or adapters are to be drawn and there is no key.
   """
   load = loader_of(path)
+  if model.lora is not None and not (load is None and _has_adapters(path)):
+    if key is None:
+      raise ValueError(
+        "initial_params: give `key`: the adapters (ModelConfig.lora) are drawn"
+      )
+    base, places = dataclasses.replace(model, lora=None), None
+    if shardings is not None:
+      _, places = without_adapters(model, shardings)
+    loaded = initial_params(path, base, shardings=places)
+    return joined(loaded, _drawn_adapters(model, key, shardings))
   if load is None:
     from rlvr.infra.checkpoints import restore_params  # Orbax: seconds
 
@@ -132,6 +147,25 @@ def initial_params(
       zeros if head is None else jax.device_put(zeros, head)
     )
   return params
+
+
+def _has_adapters(path: str | os.PathLike) -> bool:
+  """Returns whether a run's checkpoints are of a model with adapters."""
+  from rlvr.infra.checkpoints import param_names
+
+  return any(is_adapter(n.rpartition(".")[-1]) for n in param_names(path))
+
+
+def _drawn_adapters(
+  model: ModelConfig, key: Array, shardings: Params | None
+) -> Params:
+  """Returns a model's adapters as `init` draws them."""
+  # Under jit, where the rest of what `init` draws is left out.
+  draw = jax.jit(
+    lambda key: adapters(init(model, key)),
+    out_shardings=None if shardings is None else adapters(shardings),
+  )
+  return draw(key)
 
 
 def _check_same(

@@ -87,6 +87,7 @@ def sample(
   group_size: int | None = None,
   group: Array | None = None,
   response_ids: Array | None = None,
+  limits: Array | None = None,
 ) -> Rollout:
   """Returns responses to each prompt, group-major.
 
@@ -104,6 +105,8 @@ def sample(
       groups.
     response_ids: int32 [B], names the noise of each response; None numbers
       the responses of the batch from 0.
+    limits: int32 [B], tokens that each response may have, from 1 to max_tokens;
+      None: max_tokens.
 
   Returns:
     A `Rollout`; `behavior_logprobs` are those of the distribution after
@@ -131,14 +134,18 @@ def sample(
   assert group is not None
   if response_ids is None:
     response_ids = jnp.arange(group.shape[0], dtype=jnp.int32)
+  if limits is None:
+    limits = jnp.full(group.shape, sampling.max_tokens, jnp.int32)
   with use_rules(sampling.rules):
     rollout = _draw(
-      params, config, prompts, key, sampling, group, even, response_ids
+      params, config, prompts, key, sampling, group, even, response_ids, limits
     )
   return constrain_rows(rollout)
 
 
-def _draw(params, config, prompts, key, sampling, group, even, response_ids):
+def _draw(
+  params, config, prompts, key, sampling, group, even, response_ids, limits
+):
   """`sample`, under the rules of sampling."""
   B, T = group.shape[0], sampling.max_tokens
   params = constrain_tree(compute_params(params, config), logical_axes(config))
@@ -184,6 +191,7 @@ def _draw(params, config, prompts, key, sampling, group, even, response_ids):
       first,
       group,
       uniform,
+      limits,
       pick,
       num_slots=sampling.slots,
       **ids,
@@ -196,7 +204,7 @@ def _draw(params, config, prompts, key, sampling, group, even, response_ids):
         prompts=take_rows(prompt_cache, group, config),
         prompt_mask=prompts.mask[group],
       )
-    drawn = decode_all(reading, config, first, uniform, pick, **ids)
+    drawn = decode_all(reading, config, first, uniform, limits, pick, **ids)
   mask = jnp.arange(T, dtype=jnp.int32)[None] < drawn.lengths[:, None]
   return Rollout(
     prompts=prompts,

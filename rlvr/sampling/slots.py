@@ -67,6 +67,7 @@ def decode_all(
   config: ModelConfig,
   first: Drawn,
   uniform: Array,
+  limits: Array,
   pick: Pick,
   *,
   end_id: int,
@@ -79,6 +80,7 @@ def decode_all(
     config: the model's shape.
     first: with each response's first token.
     uniform: float32 [B, T], the noise of each token.
+    limits: int32 [B], tokens that each response may have.
     pick: draws tokens.
     end_id: ends a response.
     pad_id: fills up.
@@ -88,10 +90,10 @@ def decode_all(
     response=jnp.arange(B, dtype=jnp.int32),
     position=jnp.int32(0),
     token=first.tokens[:, 0],
-    ended=_done(first, T),
+    ended=_done(first, limits),
     cache=empty_cache(config, B, min(stages(T)[0], T)),
   )
-  step = _stepper(config, uniform, pick, end_id, pad_id)
+  step = _stepper(config, uniform, limits, pick, end_id, pad_id)
 
   def going(length, carry):
     slots, _ = carry
@@ -115,6 +117,7 @@ def decode_queued(
   first: Drawn,
   group: Array,
   uniform: Array,
+  limits: Array,
   pick: Pick,
   *,
   num_slots: int,
@@ -130,20 +133,21 @@ def decode_queued(
     first: with each response's first token.
     group: int32 [B], the prompt of each response.
     uniform: float32 [B, T], the noise of each token.
+    limits: int32 [B], tokens that each response may have.
     pick: draws tokens.
     num_slots: N, at most B.
     end_id: ends a response.
     pad_id: fills up.
   """
   B, T = uniform.shape
-  done = _done(first, T)
+  done = _done(first, limits)
   # Those that ended with their first token never take a slot.
   queue = jnp.argsort(done, stable=True).astype(jnp.int32)
   waiting = (~done).sum(dtype=jnp.int32)
   # Slots are refilled some at a time: each refill costs a pass over as many
   # prompts' keys, each wait a slot's step.
   batch = max(1, num_slots // 16)
-  step = _stepper(config, uniform, pick, end_id, pad_id)
+  step = _stepper(config, uniform, limits, pick, end_id, pad_id)
 
   def at(response, x, fill):
     return x.at[response].get(mode="fill", fill_value=fill)
@@ -253,13 +257,13 @@ def first_tokens(
   )
 
 
-def _done(drawn: Drawn, max_tokens: int) -> Array:
-  return drawn.finished | (drawn.lengths >= max_tokens)
+def _done(drawn: Drawn, limits: Array) -> Array:
+  return drawn.finished | (drawn.lengths >= limits)
 
 
-def _stepper(config, uniform, pick, end_id, pad_id):
+def _stepper(config, uniform, limits, pick, end_id, pad_id):
   """Returns (reading, slots, drawn) -> (slots, drawn) after one more token."""
-  B, T = uniform.shape
+  B = uniform.shape[0]
 
   def step(reading: Reading, slots: _Slots, drawn: Drawn):
     hidden, cache = decode(
@@ -282,7 +286,8 @@ def _stepper(config, uniform, pick, end_id, pad_id):
       lengths=drawn.lengths.at[response].set(place + 1, mode="drop"),
       finished=drawn.finished.at[response].set(finished, mode="drop"),
     )
-    ended = slots.ended | finished | (place + 1 >= T)
+    limit = limits.at[response].get(mode="fill", fill_value=0)
+    ended = slots.ended | finished | (place + 1 >= limit)
     return slots._replace(
       position=position, token=token, ended=ended, cache=cache
     ), drawn

@@ -12,7 +12,7 @@ import numpy as np
 
 from rlvr.types import Params, Signals, Verdict
 from rlvr.verifiers.jobs import Outcome
-from rlvr.verifiers.mathematics import DEFAULT_SOURCES, Source
+from rlvr.verifiers.mathematics import DEFAULT_SOURCES, Source, Unevaluated
 from rlvr.verifiers.parts import FurtherRewards, Parts
 from rlvr.verifiers.sharing import give_back, take_pool
 
@@ -394,6 +394,7 @@ def math_verifier(
   sources: Sequence[Source] = DEFAULT_SOURCES,
   delimiter: str = "",
   max_answer_chars: int = 1000,
+  unevaluated: Unevaluated = "wrong",
   memory_limit_mb: int | None = 1024,
   truncated: Truncated = "no_answer",
   name: str = "correct",
@@ -408,6 +409,7 @@ def math_verifier(
     sources: see `mathematics.extract_answer`.
     delimiter: see `mathematics.extract_answer`.
     max_answer_chars: a longer answer is MALFORMED.
+    unevaluated: see `mathematics.make_math_checker`.
     memory_limit_mb: see `WorkerPool`.
     truncated: see `Truncated`.
     name: the reward's name.
@@ -418,6 +420,7 @@ def math_verifier(
       "sources": list(sources),
       "delimiter": delimiter,
       "max_answer_chars": max_answer_chars,
+      "unevaluated": unevaluated,
     },
     num_workers=num_workers,
     time_limit_s=time_limit_s,

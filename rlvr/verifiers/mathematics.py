@@ -15,6 +15,8 @@ What counts as the same, besides what is equal:
   tuple is in order, and equal to a list in its order and to a vector; an
   interval needs its brackets; inequalities in one unknown are intervals
   (`structures`); \pm stands for two answers;
+- a calculation is not the number that it comes to, unless the checker is told to
+  accept it (`is_left_to_work_out`);
 - words whatever their case, spaces and punctuation; a choice letter with or
   without brackets; a numeral in a base digit by digit, without it or with it.
 
@@ -28,7 +30,7 @@ never handed to computer algebra, and no text is ever evaluated as Python.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal, get_args
 
 from rlvr.verifiers.algebra import (
   NotMathematics,
@@ -64,6 +66,8 @@ __all__ = [
   "extract_answer",
   "make_math_checker",
 ]
+
+Unevaluated = Literal["wrong", "accepted"]
 
 _MAX_DEPTH = 4  # of lists in lists
 _MAX_ITEMS = 64
@@ -296,11 +300,36 @@ def _same_colons(a: str, r: str) -> bool:
   return x is not None and x == y
 
 
+# Two numbers with an operation between them.
+_OPERATION = re.compile(
+  r"[0-9.)}!%](?:[-+*/]|\\(?:cdot|times|div|ast)(?![A-Za-z]))[-0-9.({\\]"
+)
+
+
+def is_left_to_work_out(answer: str, reference: str) -> bool:
+  """Returns whether an answer is a calculation where a number was wanted.
+
+  "12+15" for 27 is equal to it, and is no answer: a policy that is rewarded for
+  it learns to repeat the question. Fractions, mixed numbers, powers and
+  scientific notation are numbers; of "x = 12+15 = 27" the last side counts.
+
+  Args:
+    answer: the response's answer.
+    reference: the right one.
+  """
+  if number(peel(canonical(reference))) is None:
+    return False
+  last = peel(sides(canonical(answer))[-1])
+  bare, _ = split_unit(last)
+  return number(bare) is None and _OPERATION.search(bare) is not None
+
+
 def make_math_checker(
   *,
   sources: Sequence[Source] = DEFAULT_SOURCES,
   delimiter: str = "",
   max_answer_chars: int = 1000,
+  unevaluated: Unevaluated = "wrong",
 ) -> Callable[[Mapping[str, Any]], dict[str, str]]:
   """Returns the item function for `WorkerPool`.
 
@@ -315,11 +344,18 @@ def make_math_checker(
     sources: see `extract_answer`.
     delimiter: see `extract_answer`.
     max_answer_chars: longer answers are not looked at.
+    unevaluated: whether a right calculation in the place of a number is "wrong"
+      or "accepted", see `is_left_to_work_out`.
 
   Raises:
-    ValueError: an unknown source.
+    ValueError: an unknown source, or another word for `unevaluated`.
   """
   extract_answer("", sources=sources)
+  if unevaluated not in get_args(Unevaluated):
+    raise ValueError(
+      f"make_math_checker.unevaluated={unevaluated!r}: give one of"
+      f" {get_args(Unevaluated)}"
+    )
   import logging
 
   import math_verify  # noqa: F401  the import is the worker's start-up, once
@@ -352,6 +388,13 @@ def make_math_checker(
       return {"verdict": "VERIFIER_FAILED", "detail": str(error)}
     except RecursionError:
       return {"verdict": "MALFORMED", "detail": "nested too deeply"}
+    if (
+      same
+      and unevaluated == "wrong"
+      and is_left_to_work_out(found.answer, reference)
+    ):
+      detail = f"{found.answer[:40]!r} is left to be worked out"
+      return {"verdict": "WRONG", "detail": detail}
     return {"verdict": "CORRECT" if same else "WRONG", "detail": ""}
 
   return check

@@ -120,6 +120,37 @@ def test_stages_double_up_to_the_last():
   assert slots.stages(9, first=2) == [2, 3, 5, 9]
 
 
+def test_each_response_has_its_limit():
+  limits = np.arange(B) % 5 + 1
+
+  def run(num_slots, limits):
+    settings = Sampling(**{**vars(SAMPLING), "slots": num_slots})
+    return jax.device_get(
+      jax.jit(
+        lambda key, limits: sample(
+          PARAMS,
+          CONFIG,
+          PROMPTS,
+          key,
+          sampling=settings,
+          group_size=G,
+          limits=limits,
+        )
+      )(jax.random.key(2), limits)
+    )
+
+  free = drawn()
+  found = run(0, limits)
+  np.testing.assert_array_equal(found.lengths, np.minimum(free.lengths, limits))
+  kept = found.completion_mask
+  np.testing.assert_array_equal(found.tokens[kept], free.tokens[kept])
+  np.testing.assert_array_equal(
+    found.finished, free.finished & (free.lengths <= limits)
+  )
+  assert_same(run(4, limits), found)
+  must_fail(assert_same, run(4, limits + 1), found)
+
+
 def test_slots_out_of_range():
   with pytest.raises(ValueError, match=r"Sampling\.slots=-1 must be 0"):
     Sampling(max_tokens=T, end_id=1, pad_id=0, slots=-1)

@@ -12,6 +12,7 @@ from rlvr.verifiers.mathematics import (
   UnreadableReference,
   compare_canonical,
   equivalent,
+  is_left_to_work_out,
   make_math_checker,
 )
 
@@ -400,3 +401,41 @@ def test_gsm8k_solutions_are_right_and_other_problems_are_not():
     for a, b in zip(references, shifted, strict=True)
   ]
   assert verdicts[n:] == expected
+
+
+@pytest.mark.parametrize(
+  ("answer", "reference", "left"),
+  [
+    ("12+15", "27", True),  # the question once more
+    ("x = 12+15", "27", True),
+    ("(7-29)", "-22", True),
+    (r"3 \cdot 4", "12", True),
+    ("12 * 3 dollars", "36", True),
+    ("2^{10}-1", "1023", True),
+    # Numbers, however they are written.
+    ("-22", "-22", False),
+    ("x = 12+15 = 27", "27", False),
+    ("1/2", "0.5", False),
+    (r"\frac{54}{2}", "27", False),
+    ("2^{10}", "1024", False),
+    ("3 1/2", "3.5", False),
+    (r"1.2\times10^5", "120000", False),
+    # Where the reference is no number either.
+    ("3+x", "x+3", False),
+    (r"1+\sqrt{2}", r"\sqrt{2}+1", False),
+  ],
+)
+def test_a_calculation_is_no_number(answer, reference, left):
+  assert equivalent(answer, reference), "all are equal to their references"
+  assert is_left_to_work_out(answer, reference) == left
+  item = {"response": rf"\boxed{{{answer}}}", "reference": reference}
+  found = make_math_checker()(item)
+  assert found["verdict"] == ("WRONG" if left else "CORRECT")
+  assert ("worked out" in found["detail"]) == left
+  accepted = make_math_checker(unevaluated="accepted")(item)
+  assert accepted["verdict"] == "CORRECT"
+
+
+def test_other_words_for_unevaluated():
+  with pytest.raises(ValueError, match="unevaluated='maybe'"):
+    make_math_checker(unevaluated="maybe")

@@ -1,0 +1,83 @@
+"""Prints what one round or more of scripts/bench_peers.sh measured, with ratios.
+
+  python scripts/bench_ratios.py RESULT.json ...
+
+Each file holds one JSON line: a library's step, or the machine's limits. Files of
+one library are rounds; the table has the medians over rounds. The faster peer is
+the one with the shorter step.
+"""
+
+import json
+import pathlib
+import statistics
+import sys
+
+PHASES = ("step", "rollout", "score", "update")
+
+
+def read(paths: list[str]) -> dict[str, list[dict]]:
+  """Returns the results by library.
+
+  Raises:
+    ValueError: a file without a result.
+  """
+  found: dict[str, list[dict]] = {}
+  for path in paths:
+    text = pathlib.Path(path).read_text(encoding="utf-8").strip()
+    if not text:
+      raise ValueError(f"{path} is empty: that run failed, see its .err file")
+    line = json.loads(text.splitlines()[-1])
+    found.setdefault(line["lib"], []).append(line)
+  return found
+
+
+def median(lines: list[dict], name: str) -> float:
+  """Returns the median over rounds of a figure."""
+  return statistics.median(line[name] for line in lines)
+
+
+def limits(lines: list[dict]) -> dict[str, float]:
+  """Returns the op-wise limits in seconds, prompts shared in training."""
+  bounds = [line["lower_bound_s"] for line in lines]
+  return {
+    key: statistics.median(b[key]["opwise"] for b in bounds)
+    for key in bounds[0]
+    if isinstance(bounds[0][key], dict) and "opwise" in bounds[0][key]
+  }
+
+
+def main(paths: list[str]) -> int:
+  """Prints the table; returns 2 without results."""
+  if not paths:
+    print(__doc__, file=sys.stderr)
+    return 2
+  try:
+    found = read(paths)
+  except (OSError, ValueError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+  machine = found.pop("roofline", [])
+  names = [f"{phase}_s_median" for phase in PHASES]
+  print("| library | rounds | quiet | " + " | ".join(PHASES) + " | peak MB |")
+  print("|---|---|---|" + "---|" * (len(PHASES) + 1))
+  table = {}
+  for lib, lines in found.items():
+    table[lib] = [median(lines, name) for name in names]
+    memory = median(lines, "peak_rss_mb")
+    figures = " | ".join(f"{value:.2f}" for value in table[lib])
+    quiet = all(line["quiet"] for line in lines)
+    print(f"| {lib} | {len(lines)} | {quiet} | {figures} | {memory:,.0f} |")
+  if machine:
+    print("limits (op-wise, seconds):", json.dumps(limits(machine)))
+    print("gigaflop/s at best:", round(median(machine, "peak_gflops"), 1))
+  own = table.pop("rlvr", None)
+  if own and table:
+    peer = min(table, key=lambda lib: table[lib][0])
+    print(f"\nrlvr against {peer}, the faster:")
+    for phase, theirs, ours in zip(PHASES, table[peer], own, strict=True):
+      print(f"  {phase}: {theirs / ours:.2f}x")
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,185 @@
+"""Times sampling with skewed lengths: refilled slots, static batches, all at once.
+
+  python scripts/bench_slots.py
+  python scripts/bench_slots.py --responses=256 --slots=64 --mean=64 --cap=512
+
+Lengths are log-normal with the mean and sigma given, cut at the cap, and
+imposed as each response's limit, so that every road decodes the same tokens:
+
+  slots   all responses through N slots, one that ends makes room for the next
+  static  batches of N responses in turn, each as long as its longest
+  whole   all responses at once
+
+Prints for each: seconds (the least of --repeats), decode steps, the useful share
+(tokens of responses over slots x steps), and whether its tokens are those of
+`whole`. A static batch is what samplers without refilling do, of other libraries
+too: --static_step_s takes the seconds of one of their steps with N responses
+and adds their time for the same lengths to the table.
+"""
+
+import argparse
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlvr import models
+from rlvr.sampling import Sampling, sample
+from rlvr.types import Prompts
+
+CONFIG = models.ModelConfig(
+  vocab_size=4096,
+  embed_dim=384,
+  num_layers=6,
+  num_heads=6,
+  num_kv_heads=2,
+  head_dim=64,
+  mlp_dim=1024,
+  qk_norm=True,
+  rope_theta=1e6,
+  unroll_layers=True,
+)
+
+
+def lengths_of(args: argparse.Namespace) -> np.ndarray:
+  """Returns int32 lengths, log-normal, from 1 to the cap."""
+  rng = np.random.default_rng(args.seed)
+  mu = np.log(args.mean) - args.sigma**2 / 2
+  drawn = rng.lognormal(mu, args.sigma, args.responses)
+  return np.clip(np.round(drawn), 1, args.cap).astype(np.int32)
+
+
+def main(argv: list[str] | None = None) -> int:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--responses", type=int, default=256)
+  parser.add_argument("--slots", type=int, default=64)
+  parser.add_argument("--group_size", type=int, default=8)
+  parser.add_argument("--prompt_len", type=int, default=64)
+  parser.add_argument("--mean", type=float, default=64, help="tokens")
+  parser.add_argument("--sigma", type=float, default=1.0, help="of the log")
+  parser.add_argument("--cap", type=int, default=512, help="tokens")
+  parser.add_argument("--repeats", type=int, default=3)
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--static_step_s", type=float, help="another library's")
+  args = parser.parse_args(argv)
+  if args.responses % args.slots or args.slots % args.group_size:
+    parser.error(
+      f"--responses={args.responses} must be a multiple of --slots={args.slots},"
+      f" and that of --group_size={args.group_size}"
+    )
+  B, N, G = args.responses, args.slots, args.group_size
+  lengths = lengths_of(args)
+  params = jax.jit(models.init, static_argnums=0)(CONFIG, jax.random.key(0))
+  tokens = jax.random.randint(
+    jax.random.key(1), (B // G, args.prompt_len), 0, CONFIG.vocab_size
+  )
+
+  def runner(slots: int):
+    settings = Sampling(max_tokens=args.cap, end_id=-1, pad_id=0, slots=slots)
+
+    @jax.jit
+    def run(params, prompts, limits, ids):
+      rollout = sample(
+        params,
+        CONFIG,
+        prompts,
+        jax.random.key(2),
+        sampling=settings,
+        group_size=G,
+        limits=limits,
+        response_ids=ids,
+      )
+      return rollout.tokens, rollout.lengths
+
+    return run
+
+  def prompts_of(rows) -> Prompts:
+    part = tokens[rows]
+    return Prompts(
+      tokens=part,
+      mask=jnp.ones(part.shape, bool),
+      answer_tokens=jnp.zeros((len(part), 1), jnp.int32),
+      answer_mask=jnp.ones((len(part), 1), bool),
+    )
+
+  ids = np.arange(B, dtype=np.int32)
+  queued, together = runner(N), runner(0)
+
+  def whole():
+    return together(params, prompts_of(slice(None)), lengths, ids)[0]
+
+  def refilled():
+    return queued(params, prompts_of(slice(None)), lengths, ids)[0]
+
+  def static():
+    parts = []
+    for first in range(0, B, N):
+      rows = slice(first // G, (first + N) // G)
+      part = slice(first, first + N)
+      parts.append(
+        together(params, prompts_of(rows), lengths[part], ids[part])[0]
+      )
+    return jnp.concatenate(parts)
+
+  longest = [int(lengths[i : i + N].max()) - 1 for i in range(0, B, N)]
+  # A response's first token comes from its prompt, the others from a step each.
+  useful = int((lengths - 1).sum())
+  steps = {"static": sum(longest), "whole": int(lengths.max()) - 1}
+  width = {"slots": N, "static": N, "whole": B}
+  expected = np.asarray(whole())
+  print(
+    f"{B} responses, lengths {lengths.min()} to {lengths.max()}, mean"
+    f" {lengths.mean():.1f}; {N} slots; {jax.devices()[0].device_kind}"
+  )
+  print("| road | seconds | steps | useful share | tokens as `whole` |")
+  print("|---|---|---|---|---|")
+  seconds = {}
+  for name, run in (("slots", refilled), ("static", static), ("whole", whole)):
+    found = np.asarray(run())  # compiles
+    best = float("inf")
+    for _ in range(args.repeats):
+      begin = time.perf_counter()
+      jax.block_until_ready(run())
+      best = min(best, time.perf_counter() - begin)
+    seconds[name] = best
+    count = steps.get(name) or steps_of_slots(lengths, N)
+    share = useful / (width[name] * count)
+    same = float((found == expected).mean())
+    print(f"| {name} | {best:.3f} | {count} | {share:.1%} | {same:.2%} |")
+  if args.static_step_s:
+    other = args.static_step_s * sum(longest)
+    print(
+      f"| another library, static | {other:.3f} | {sum(longest)} |"
+      f" {useful / (N * sum(longest)):.1%} | |"
+    )
+    seconds["other"] = other
+  for name in ("static", "other"):
+    if name in seconds:
+      print(f"slots against {name}: {seconds[name] / seconds['slots']:.2f}x")
+  return 0
+
+
+def steps_of_slots(lengths: np.ndarray, num_slots: int) -> int:
+  """Returns how many steps the slots take: the queue, played on the host."""
+  queue = [int(n) - 1 for n in lengths if n > 1]
+  batch = max(1, num_slots // 16)
+  slots = [0] * num_slots
+  steps = 0
+  while queue or any(slots):
+    free = [i for i, left in enumerate(slots) if not left]
+    if queue and len(free) >= min(batch, len(queue)):
+      for i in free[:batch]:
+        if queue:
+          slots[i] = queue.pop(0)
+      continue
+    slots = [max(0, left - 1) for left in slots]
+    steps += 1
+  return steps
+
+
+if __name__ == "__main__":
+  sys.exit(main())
