@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -89,7 +89,7 @@ def verify_text(
     rollout: global arrays.
     batch: the prompts, all of them.
   """
-  rollout = dataclasses.replace(rollout, prompts=None)
+  rollout = dataclasses.replace(rollout, prompts=cast(Any, None))
   owner = exchange.owners(rollout.tokens)
   rows = np.flatnonzero(owner == current().index)
   mine = exchange.own_rows(rollout, rows)

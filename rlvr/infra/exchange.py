@@ -8,7 +8,6 @@ With one process these functions are what `jax.device_put` and `jax.device_get`
 are.
 """
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -46,7 +45,7 @@ def put(tree: Any, sharding: Sharding) -> Any:
 
 
 def whole(tree: Any) -> Any:
-  """Returns the arrays whole, in NumPy, on every host.
+  """Returns the arrays whole, in NumPy (keys stay keys), on every host.
 
   All hosts call this with the same arrays: where a host lacks shards, the
   devices exchange them.
@@ -58,6 +57,9 @@ def whole(tree: Any) -> Any:
   def one(x):
     if not isinstance(x, jax.Array) or x.is_fully_addressable:
       return x
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+      data = jax.device_get(one(jax.random.key_data(x)))
+      return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
     if x.is_fully_replicated:
       return x.addressable_data(0)
     return multihost_utils.process_allgather(x, tiled=True)
@@ -75,8 +77,11 @@ def owners(array: jax.Array) -> np.ndarray:
     array: [B, ...].
   """
   out = np.full(array.shape[0], current().count, np.int64)
+  if array.sharding.is_fully_addressable:
+    return np.full(array.shape[0], current().index, np.int64)
   places = array.sharding.devices_indices_map(array.shape)
-  for device, index in places.items():
+  for place, index in places.items():
+    device: Any = place
     rows = index[0] if index else slice(None)
     out[rows] = np.minimum(out[rows], device.process_index)
   return out
@@ -119,20 +124,3 @@ def join_rows(signals: Signals, rows: np.ndarray, owner: np.ndarray) -> Signals:
     return every[owner, np.arange(B)]
 
   return jax.tree.map(one, signals)
-
-
-def over_hosts(
-  figures: Mapping[str, float], reduce: Callable[..., Any]
-) -> dict[str, float]:
-  """Returns figures over all hosts.
-
-  Args:
-    figures: the same names on all hosts.
-    reduce: as `np.max` or `np.sum`.
-  """
-  if not current().several:
-    return dict(figures)
-  names = sorted(figures)
-  values = np.asarray([figures[name] for name in names], np.float32)
-  every = reduce(multihost_utils.process_allgather(values), axis=0)
-  return {n: float(v) for n, v in zip(names, every, strict=True)}

@@ -82,12 +82,12 @@ class HostSettings:
         raise ValueError(
           f"--coordinator={self.coordinator!r}: give ADDRESS:PORT of process 0"
         )
-    if self.num_processes is not None and self.process_id is not None:
-      if not 0 <= self.process_id < self.num_processes:
-        raise ValueError(
-          f"--process_id={self.process_id}: give 0 to {self.num_processes - 1}"
-          f" for --num_processes={self.num_processes}"
-        )
+    index, count = self.process_id, self.num_processes
+    if index is not None and count is not None and not 0 <= index < count:
+      raise ValueError(
+        f"--process_id={index}: give 0 to {count - 1} for --num_processes="
+        f"{count}"
+      )
     for name in ("heartbeat_seconds", "barrier_seconds", "connect_seconds"):
       if getattr(self, name) <= 0:
         raise ValueError(f"--{name}={getattr(self, name)}: give more than 0")
@@ -178,6 +178,22 @@ class Hosts:
       self._client.key_value_set(key, value)
       return value
     return self._client.blocking_key_value_get(key, round(1000 * limit))
+
+  def check_same(self, name: str, value: str, fix: str) -> None:
+    """Checks that all hosts have what process 0 has.
+
+    Args:
+      name: of the value, used once.
+      value: this host's.
+      fix: what to change where they differ.
+
+    Raises:
+      ValueError: they differ.
+    """
+    if (first := self.share(name, value)) != value:
+      raise ValueError(
+        f"{name} of host {self.index} is {value}, of host 0 {first}: {fix}"
+      )
 
   def on_failure(self, callback: Callable[[str], None]) -> None:
     """Calls back, in another thread, before another host's failure ends us.
@@ -395,6 +411,6 @@ def connect(settings: HostSettings) -> Hosts:
     count=jax.process_count(),
     client=state.client,
   )
-  if _current.index > 0:
+  if _current.index > 0 and state.coordinator_address is not None:
     on_abort(state.coordinator_address, LOST)
   return _current
