@@ -1,7 +1,6 @@
 """The run: data, state, restore, loop. Both supervised and RL."""
 
 import functools
-import hashlib
 import json
 import math
 import time
@@ -23,7 +22,7 @@ from rlvr.infra.metrics import MetricLog, SampleLog
 from rlvr.infra.progress import Progress
 from rlvr.infra.report import write_report
 from rlvr.infra.run_folder import RunFolder
-from rlvr.infra.shared_folder import open_for_hosts
+from rlvr.infra.shared_folder import check_same_run, open_for_hosts
 from rlvr.loops import Reinforcement, Setup, Supervised
 from rlvr.meshes import ONE_DEVICE, RULES, MeshShape, Rules, make_mesh
 from rlvr.recipe import Recipe
@@ -180,15 +179,7 @@ def train(
     progress.print_plan(_plan(loop, setup, heldout, evaluation))
     return {}
 
-  digest = hashlib.sha256(config_text.encode()).hexdigest()[:16]
-  for name, value, fix in (
-    ("configuration", digest, "start all with the same command line"),
-    ("train examples", source.fingerprint, "give all the same data files"),
-    ("held-out examples", heldout.fingerprint, "give all the same data files"),
-    ("jax", jax.__version__, "install the same versions on all"),
-  ):
-    hosts.check_same(name, value, fix)
-
+  check_same_run(config_text, source, heldout)
   hosts.at("making parameters")
   key = jax.random.key(seed)
   params_key, run_key, eval_key = jax.random.split(key, 3)

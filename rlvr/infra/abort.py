@@ -10,8 +10,9 @@ import ctypes
 import os
 import signal
 import socket
+from typing import Any
 
-_kept = []  # C holds no reference to its callbacks
+_kept: list[Any] = []  # C holds no reference to its callbacks
 
 
 def on_abort(coordinator: str, status: int) -> None:

@@ -4,11 +4,15 @@ Process 0 alone writes logs, samples and the report; checkpoints are written by
 all, to one place that all must see.
 """
 
+import hashlib
 import os
 import pathlib
 import time
 import uuid
 
+import jax
+
+from rlvr.data.sources import PromptSource
 from rlvr.infra.hosts import current
 from rlvr.infra.run_folder import RunFolder, open_run_folder
 
@@ -65,6 +69,29 @@ def open_for_hosts(
   if mark is not None and hosts.main:
     mark.unlink(missing_ok=True)
   return folder
+
+
+def check_same_run(config_text: str, *sources: PromptSource) -> None:
+  """Checks that all hosts were given the same run; they'd wait for one another.
+
+  Args:
+    config_text: the configuration as given.
+    *sources: examples of the run.
+
+  Raises:
+    ValueError: the first thing that differs from process 0's.
+  """
+  hosts = current()
+  digest = hashlib.sha256(config_text.encode()).hexdigest()[:16]
+  found = {
+    "jax version": (jax.__version__, "install the same versions on all"),
+    "configuration": (digest, "start all with the same command line"),
+  }
+  for i, source in enumerate(sources):
+    fix = "give all of them the same data files"
+    found[f"fingerprint of examples {i}"] = (source.fingerprint, fix)
+  for name, (value, fix) in found.items():
+    hosts.check_same(name, value, fix)
 
 
 def _comes_to_hold(path: pathlib.Path, text: str) -> bool:
