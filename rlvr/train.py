@@ -261,12 +261,7 @@ def train(
       hosts=hosts.count,
       chain=loop.text(),
     )
-
-    def ended_elsewhere(cause: str) -> None:
-      folder.write_about(status=f"failed: {cause}")
-      _try_report(folder, progress)
-
-    hosts.on_failure(ended_elsewhere)
+    hosts.on_failure(lambda why: _finish(folder, progress, f"failed: {why}"))
   if source.dropped or heldout.dropped:
     progress.message(
       f"examples left out: train {source.dropped}, held-out {heldout.dropped}"
@@ -357,13 +352,13 @@ def train(
     metric_log.close()
     sample_log.close()
     if hosts.main:
-      folder.write_about(status=status)
-      _try_report(folder, progress)
+      _finish(folder, progress, status)
   progress.message(f"report: {folder.report}")
   return latest
 
 
-def _try_report(folder: RunFolder, progress: Progress) -> None:
+def _finish(folder: RunFolder, progress: Progress, status: str) -> None:
+  folder.write_about(status=status)
   try:
     write_report(folder)
   except Exception as error:  # the run's own error must not be hidden by this

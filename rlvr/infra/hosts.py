@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import jax
 from jax._src import distributed
@@ -154,9 +154,9 @@ class Hosts:
       self._client.wait_at_barrier(name, round(1000 * limit))
     except jax.errors.JaxRuntimeError as error:
       late = [
-        f"host {i} (at {found[2]!r})"
+        f"host {i} (at {found.place!r})"
         for i, found in self._beats().items()
-        if int(found[1]) < self._places
+        if found.progress[0] < self._barriers
       ]
       raise HostLost(
         f"{', '.join(late) or 'a host'} did not come to {place!r} in"
@@ -244,13 +244,14 @@ class Hosts:
     with contextlib.suppress(jax.errors.JaxRuntimeError, RuntimeError):
       self._client.key_value_set(f"{_ROOT}failed/{host}", why[:4000])
 
-  def _beats(self) -> dict[int, tuple[str, str, str]]:
-    """Returns (count of beats, of places, place) of each host that beat."""
+  def _beats(self) -> "dict[int, _Beat]":
+    """Returns the last sign of life of each host that gave one."""
     found = self._client.key_value_dir_get(f"{_ROOT}beat/")
     out = {}
     for key, value in found:
-      beat, places, place = value.split(" ", 2)
-      out[_number(key)] = (beat, places, place)
+      beat, barriers, places, place = value.split(" ", 3)
+      progress = int(barriers), int(places)
+      out[_number(key)] = _Beat(int(beat), progress, place)
     return out
 
   def _watching(self) -> None:
@@ -261,7 +262,7 @@ class Hosts:
       try:
         self._client.key_value_set(
           f"{_ROOT}beat/{self.index}",
-          f"{beat} {self._places} {self._place}",
+          f"{beat} {self._barriers} {self._places} {self._place}",
           allow_overwrite=True,
         )
         failed = self._client.key_value_dir_get(f"{_ROOT}failed/")
@@ -316,25 +317,31 @@ def _number(key: str) -> int:
   return int(key.rpartition("/")[2])
 
 
+class _Beat(NamedTuple):
+  """A sign of life."""
+
+  beat: int  # how many there were
+  progress: tuple[int, int]  # barriers that it came to, places
+  place: str  # where it is
+
+
 class _Seen:
   """What process 0 knows of the others' signs of life."""
 
   def __init__(self, count: int, settings: HostSettings):
     now = time.monotonic()
     self._settings = settings
-    self._beat = {i: ("", now) for i in range(count)}
-    self._place = {i: (-1, "starting", now) for i in range(count)}
+    self._beat = {i: (0, now) for i in range(count)}
+    self._place = {i: ((0, 0), "starting", now) for i in range(count)}
 
-  def update(
-    self, beats: dict[int, tuple[str, str, str]]
-  ) -> tuple[int, str] | None:
+  def update(self, beats: dict[int, _Beat]) -> tuple[int, str] | None:
     """Returns which host is lost and why, None if none is."""
     now, limits = time.monotonic(), self._settings
-    for i, (beat, places, place) in beats.items():
+    for i, (beat, progress, place) in beats.items():
       if beat != self._beat[i][0]:
         self._beat[i] = beat, now
-      if int(places) != self._place[i][0]:
-        self._place[i] = int(places), place, now
+      if progress != self._place[i][0]:
+        self._place[i] = progress, place, now
     for i, (_, since) in self._beat.items():
       if now - since > limits.heartbeat_seconds:
         return i, (

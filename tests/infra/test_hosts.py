@@ -157,6 +157,35 @@ def test_a_host_that_does_not_come_is_named_with_its_place():
   assert "--barrier_seconds=3" in first
 
 
+def test_what_process_0_makes_of_the_signs_of_life(monkeypatch):
+  clock = [0.0]
+  monkeypatch.setattr(hosts.time, "monotonic", lambda: clock[0])
+  limits = hosts.HostSettings(heartbeat_seconds=5.0, barrier_seconds=20.0)
+  seen, beat = hosts._Seen(3, limits), hosts._Beat
+
+  def at(seconds, *beats):
+    clock[0] = seconds
+    return seen.update(dict(enumerate(beats)))
+
+  assert at(4.0, *[beat(1, (1, 1), "step 1")] * 3) is None
+  # Where two of them wait for the third, it's the third that is named.
+  waiting, late = beat(2, (2, 9), "step 2"), beat(2, (1, 9), "sampling")
+  assert at(8.0, waiting, late, waiting) is None
+  waiting, late = waiting._replace(beat=3), late._replace(beat=3)
+  assert at(12.0, waiting, late, waiting) is None
+  for i in range(4, 9):
+    waiting, late = waiting._replace(beat=i), late._replace(beat=i)
+    found = at(4.0 * i, waiting, late, waiting)
+  assert found is not None and found[0] == 1
+  assert "'sampling'" in found[1] and "--barrier_seconds=20" in found[1]
+  # Silence comes before it: host 2 doesn't beat any more.
+  moved = beat(9, (3, 10), "step 3")
+  assert at(36.0, moved, moved, waiting) is None
+  found = at(38.0, *[moved._replace(beat=10)] * 2, waiting)
+  assert found is not None and found[0] == 2
+  assert "--heartbeat_seconds=5" in found[1] and "killed" in found[1]
+
+
 def test_hosts_that_were_given_other_things():
   ended = host_program.ends(
     host_program.start(["differ"], kind="small", devices=1)
