@@ -27,7 +27,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 import jax
 from jax._src import distributed
 
-from rlvr.infra.abort import on_abort
+from rlvr.infra.abort import abort_again, answers, on_abort
 
 LOST = os.EX_TEMPFAIL  # exit status where a host was lost
 _ROOT = "rlvr/"
@@ -387,6 +387,13 @@ def connect(settings: HostSettings) -> Hosts:
   # Else SIGTERM would be caught, for a save that nobody asks for.
   jax.config.update("jax_enable_preemption_service", False)
   limit = settings.heartbeat_seconds
+  missing = (
+    f"the {settings.num_processes or ''} processes did not all meet at"
+    f" --coordinator={settings.coordinator} in --connect_seconds="
+    f"{settings.connect_seconds:g}: check that process 0 runs, that its port"
+    " can be reached, and that each --process_id runs once"
+  )
+  on_abort(missing, LOST)
   try:
     jax.distributed.initialize(
       settings.coordinator,
@@ -399,18 +406,15 @@ def connect(settings: HostSettings) -> Hosts:
       shutdown_timeout_seconds=max(1, round(limit)),
     )
   except jax.errors.JaxRuntimeError as error:
-    raise HostLost(
-      f"the {settings.num_processes or ''} processes did not all meet at"
-      f" --coordinator={settings.coordinator} in --connect_seconds="
-      f"{settings.connect_seconds:g}: check that process 0 runs, that its port"
-      f" can be reached, and each --process_id ({error})"
-    ) from error
+    raise HostLost(f"{missing} ({error})") from error
   except (ValueError, RuntimeError) as error:
     raise ValueError(
       "--distributed=auto: the environment names no cluster that JAX knows"
       f" ({error}): give --coordinator, --num_processes and --process_id, or"
       " leave it out on one host"
     ) from error
+  finally:
+    abort_again()
   state = distributed.global_state
   _current = Hosts(
     settings,
@@ -418,6 +422,12 @@ def connect(settings: HostSettings) -> Hosts:
     count=jax.process_count(),
     client=state.client,
   )
-  if _current.index > 0 and state.coordinator_address is not None:
-    on_abort(state.coordinator_address, LOST)
+  if _current.index > 0 and (address := state.coordinator_address) is not None:
+    on_abort(
+      f"the run ended on all hosts: host 0 (the coordinator, {address}) is gone:"
+      " it was killed, or its machine is lost. --resume goes on from the last"
+      " checkpoint",
+      LOST,
+      when=lambda: not answers(address),
+    )
   return _current

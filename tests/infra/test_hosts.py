@@ -186,6 +186,17 @@ def test_what_process_0_makes_of_the_signs_of_life(monkeypatch):
   assert "--heartbeat_seconds=5" in found[1] and "killed" in found[1]
 
 
+def test_hosts_that_do_not_meet_and_clusters_that_are_not_there():
+  given = ["", "--connect_seconds=1"]
+  first, second = host_program.start(given, kind="small", devices=1)
+  second.kill()
+  ((status, output),) = host_program.ends([first])
+  host_program.ends([second])
+  assert status == hosts.LOST, output
+  assert "the 2 processes did not all meet" in output
+  assert "--connect_seconds=1:" in output
+
+
 def test_hosts_that_were_given_other_things():
   ended = host_program.ends(
     host_program.start(["differ"], kind="small", devices=1)
