@@ -28,9 +28,10 @@ SETTINGS = (
 )
 
 
-def arguments(folder, *bindings, method="rlpr", signals=True):
+def arguments(
+  folder, *bindings, method="rlpr", tasks=("arithmetic", "arithmetic_signals")
+):
   """Returns a run's flags; its reward is one an untrained policy gets too."""
-  tasks = ("arithmetic", "arithmetic_signals")[: 1 + signals]
   given = (*SETTINGS, *bindings)
   return runs.argv("train", folder, *given, method=method, tasks=tasks)
 
@@ -248,28 +249,29 @@ def test_one_process_is_one_host():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  ("method", "bindings"),
+  ("method", "tasks"),
   [
     # The verifier on the device, inside the one jitted step.
-    ("self_certainty", ()),
-    # Rounds, budgets: what one batch taught chooses the next.
-    ("knapsack_rl", ()),
-    (
-      "dapo",
-      (
-        "selection.DynamicSampling.max_rounds=2",
-        "train.train.max_missing=1.0",
-      ),
-    ),
+    ("self_certainty", ("arithmetic",)),
+    # Rounds, budgets, shares of tasks: what one batch taught chooses the next.
+    # Rewards are coin flips: an untrained policy would get none.
+    ("dapo", ("arithmetic", "coin_flips")),
+    ("knapsack_rl", ("arithmetic", "coin_flips")),
+    ("rule_reasoner", ("arithmetic", "arithmetic_mixture", "coin_flips")),
+    # Greedy responses beside the others, from a host verifier.
+    ("remax", ("arithmetic", "arithmetic_signals")),
   ],
 )
-def test_methods_over_two_processes(method, bindings, tmp_path):
-  kind = {"method": method, "signals": False}
-  given = ("STEPS=4", *MESH, *bindings)
-  ended = together(tmp_path / "two", *given, **kind)
-  expected = main.main(arguments(tmp_path / "one", *given, **kind))
-  assert [status for status, _ in ended] == [expected] * 2, ended
-  same(rows(tmp_path / "two"), rows(tmp_path / "one"))
+def test_methods_over_two_processes(method, tasks, tmp_path):
+  kind = {"method": method, "tasks": tasks}
+  ended = together(tmp_path / "two", "STEPS=4", *MESH, **kind)
+  assert [status for status, _ in ended] == [0, 0], ended
+  found = rows(tmp_path / "two")
+  same(found, alone(tmp_path / "one", "STEPS=4", *MESH, **kind))
+  special = {"dapo": "dynamic/", "knapsack_rl": "budget/"}
+  special["rule_reasoner"] = "domain/"
+  assert any(name.startswith(special.get(method, "")) for name in found[4])
+  must_fail(same, {**found, 4: found[3] | {"step": 4}}, found)
 
 
 @pytest.mark.slow
