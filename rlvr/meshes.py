@@ -298,3 +298,34 @@ def num_shards(name: str, size: int) -> int:
     return 1
   spec = partition((size,), (name,), found.mesh, found.rules)
   return math.prod(found.mesh.shape[a] for a in as_tuple(spec[0]))
+
+
+def on_shards(
+  function: Callable[..., Array], names: Sequence[Sequence[str | None]]
+) -> Callable[..., Array]:
+  """Returns the function run on each device's pieces of its arguments.
+
+  For what XLA can't cut, such as Pallas kernels. The result is cut as the first
+  argument is. Without an ambient mesh it is the function itself.
+
+  Args:
+    function: takes arrays, returns one of the first's shape.
+    names: logical axes of each argument, as in `constrain`.
+  """
+  if (found := _ambient.value) is None:
+    return function
+
+  def call(*args):
+    specs = tuple(
+      partition(x.shape, axes, found.mesh, found.rules)
+      for x, axes in zip(args, names, strict=True)
+    )
+    return jax.shard_map(
+      function,
+      mesh=found.mesh,
+      in_specs=specs,
+      out_specs=specs[0],
+      check_vma=False,  # kernels don't say what their results vary over
+    )(*args)
+
+  return call

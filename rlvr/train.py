@@ -61,6 +61,7 @@ def train(
   top_p: float = 1.0,
   min_p: float = 0.0,
   slots: int = 0,
+  attention: str | None = None,
   mesh: MeshShape = ONE_DEVICE,
   rules: Rules = RULES,
   sampling_rules: Rules | None = None,
@@ -102,6 +103,8 @@ def train(
     top_p: 1 is off.
     min_p: 0 is off.
     slots: responses that decode at a time, see `Sampling`; 0: all of a batch.
+    attention: the policy's kernel, see `rlvr.models.kernels`; "auto" is the
+      platform's. None: what `model` says.
     mesh: devices along (data, fsdp, tensor).
     rules: how parameters, state and batches lie on them.
     sampling_rules: the same while responses are sampled; None: as in training.
@@ -125,6 +128,8 @@ def train(
   """
   hosts = current()
   devices = make_mesh(mesh)
+  platform = devices.devices.flat[0].platform
+  model = models.for_platform(model, platform, attention)
   needed = required_vocab_size(vocabulary)
   if model.vocab_size < needed:
     raise ValueError(
@@ -470,6 +475,7 @@ def _plan(
       f" {evaluation.max_prompts or heldout.num_examples} held-out prompts",
       "training prompts": f"{setup.source.num_examples:,}"
       f" (left out: {setup.source.dropped or 'none'})",
+      "attention": model.attention,
       "held-out prompts": f"{heldout.num_examples:,}"
       f" (left out: {heldout.dropped or 'none'})",
     },

@@ -6,6 +6,7 @@ import pytest
 
 import gin
 from rlvr import main
+from rlvr.infra import scaling
 from tests import runs
 
 GIN = runs.ROOT / "gin"
@@ -45,6 +46,7 @@ def files(*names):
 def test_there_is_something_to_check():
   assert {"grpo", "log_sigmoid_transform", "clip_delta"} <= set(METHODS)
   assert {"arithmetic", "gsm8k", "reasoning_gym"} <= set(TASKS)
+  assert list((GIN / "scale").glob("*.gin"))
   assert not (GIN / "__init__.py").exists()  # it would shadow the library
 
 
@@ -77,6 +79,16 @@ def test_model_parses(model):
     [],
   )
   assert set(main.unused_macros()) <= _RL_ONLY
+
+
+@pytest.mark.parametrize(
+  "scale", sorted(p.stem for p in (GIN / "scale").glob("*.gin"))
+)
+def test_scale_parses_and_uses_its_macros(scale):
+  model = scaling.shipped_of(scale).model
+  chosen = [f"models/{model}", "tasks/gsm8k", "methods/grpo", "runs/train"]
+  main.load_config(files(*chosen, f"scale/{scale}"), [])
+  assert main.unused_macros() == []
 
 
 def test_an_unused_macro_is_seen(tmp_path):

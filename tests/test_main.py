@@ -93,6 +93,15 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
   assert not (tmp_path / "run").exists()
 
 
+def test_attention_is_the_platforms_where_asked(tmp_path, capsys):
+  arguments = runs.argv("train", tmp_path / "r", "ATTENTION='auto'")
+  assert main.main([*arguments, "--dry_run"]) == 0
+  # "auto" itself would have failed where the model is first traced.
+  assert "attention plain" in " ".join(capsys.readouterr().out.split())
+  named = runs.argv("train", tmp_path / "r", "ATTENTION='cudnn'")
+  fails(named, capsys, "attention='cudnn' needs compute_dtype='bfloat16'")
+
+
 def test_unknown_parameter_names_it(tmp_path, capsys):
   fails(
     runs.argv("train", tmp_path / "r", "train.train.sede=1"), capsys, "sede"

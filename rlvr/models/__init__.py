@@ -17,6 +17,7 @@ from rlvr.models.decoding import decode, prefill
 from rlvr.models.gguf_weights import load_gguf
 from rlvr.models.heads import TokenStatistics, token_statistics
 from rlvr.models.huggingface import load_huggingface, save_huggingface
+from rlvr.models.kernels import for_platform
 from rlvr.models.lora import (
   joined,
   merge_lora,
@@ -39,6 +40,7 @@ __all__ = [
   "compute_params",
   "config_from_folder",
   "decode",
+  "for_platform",
   "forward",
   "forward_responses",
   "init",

@@ -13,6 +13,7 @@ _SIZES = (
 )
 _ACTIVATIONS = ("silu", "gelu_tanh")
 _KINDS = ("global", "local")
+_ATTENTION = ("plain", "xla", "cudnn", "splash", "splash_interpret", "auto")
 PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")
 
 
@@ -139,6 +140,7 @@ class ModelConfig:
   compute_dtype: str = "float32"  # of activations; parameters stay float32
   remat: bool = False  # recompute a layer's activations in the backward pass
   unroll_layers: bool = False  # faster small models on CPU, slower compilation
+  attention: str = "plain"  # the kernel, see rlvr.models.kernels
 
   def __post_init__(self):
     for name in _SIZES:
@@ -178,6 +180,7 @@ class ModelConfig:
         f"ModelConfig.sliding_window={self.sliding_window}: the local layers of"
         " layer_pattern need a window of at least 1 token"
       )
+    self._check_attention()
     for name in (
       "attention_softcap",
       "final_softcap",
@@ -189,6 +192,30 @@ class ModelConfig:
         raise ValueError(
           f"ModelConfig.{name}={value} must be above 0; None switches it off"
         )
+
+  def _check_attention(self):
+    if self.attention not in _ATTENTION:
+      raise ValueError(
+        f"ModelConfig.attention={self.attention!r}: give one of {_ATTENTION}"
+      )
+    if self.attention not in ("xla", "cudnn"):
+      return
+    if self.attention_softcap is not None:
+      raise ValueError(
+        f"ModelConfig.attention={self.attention!r} has no soft-cap of scores,"
+        f" and attention_softcap={self.attention_softcap}: give 'plain', or"
+        " 'splash' on TPU"
+      )
+    if self.attention == "cudnn" and self.compute_dtype != "bfloat16":
+      raise ValueError(
+        f"ModelConfig.attention='cudnn' needs compute_dtype='bfloat16', not"
+        f" {self.compute_dtype!r}: change one of them"
+      )
+    if self.attention == "cudnn" and (self.head_dim % 8 or self.head_dim > 256):
+      raise ValueError(
+        f"ModelConfig.attention='cudnn' takes a head_dim up to 256 (128 before"
+        f" Hopper) that 8 divides, not {self.head_dim}: give 'plain' or 'xla'"
+      )
 
   @property
   def layer_kinds(self) -> tuple[str, ...]:

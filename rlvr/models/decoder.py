@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rlvr.meshes import constrain
-from rlvr.models.attention import attend, attend_shared, softcapped
+from rlvr.models import kernels
+from rlvr.models.attention import softcapped
 from rlvr.models.config import ModelConfig
 from rlvr.models.kinds import (
   angles_by_kind,
@@ -154,11 +155,6 @@ def _scan_layers(body, config: ModelConfig, carry, params):
   )
 
 
-def score_settings(config: ModelConfig) -> dict[str, float | None]:
-  """Returns how attention makes scores of queries and keys."""
-  return {"scale": config.query_scale, "softcap": config.attention_softcap}
-
-
 def forward(
   params: Params, config: ModelConfig, tokens: Array, mask: Array
 ) -> Array:
@@ -178,6 +174,7 @@ def forward(
 
 
 def forward_keep(params, config, tokens, mask):
+  kernel = kernels.choose(config)
   S = tokens.shape[1]
   positions = positions_of(mask)
   visible = jnp.tril(jnp.ones((S, S), bool))[None] & mask[:, None, :]
@@ -187,9 +184,7 @@ def forward_keep(params, config, tokens, mask):
   def body(x, layer, is_local):
     block = block_of(config, layer)
     q, k, v = block.qkv(x, of_layer(angles, is_local))
-    attended = attend(
-      q, k, v, of_layer(masks, is_local), **score_settings(config)
-    )
+    attended = kernel.sequences(config, q, k, v, masks, mask, is_local)
     return block.finish(x, attended), (k, v)
 
   x, key_values = _scan_layers(
@@ -253,13 +248,9 @@ def forward_responses(
   )
   steps = jnp.arange(T, dtype=jnp.int32)[None]
   own_masks = masks_by_kind(config, visible, steps, steps, T)
-  shared_masks = prompt_masks_by_kind(
-    config,
-    prompt_mask if group is None else prompt_mask[group],
-    steps,
-    S + T,
-  )
-  scores = score_settings(config)
+  shared_mask = prompt_mask if group is None else prompt_mask[group]
+  shared_masks = prompt_masks_by_kind(config, shared_mask, steps, S + T)
+  kernel = kernels.choose(config)
 
   def body(carry, layer, is_local):
     x_prompt, x = carry
@@ -268,25 +259,23 @@ def forward_responses(
       x_prompt, of_layer(prompt_angles, is_local)
     )
     q, k, v = block.qkv(x, of_layer(angles, is_local))
-    prompt_attended = attend(
-      q_prompt,
-      k_prompt,
-      v_prompt,
-      of_layer(prompt_masks, is_local),
-      **scores,
+    prompt_attended = kernel.sequences(
+      config, q_prompt, k_prompt, v_prompt, prompt_masks, prompt_mask, is_local
     )
     x_prompt = block.finish(x_prompt, prompt_attended)
     if group is not None:
       k_prompt, v_prompt = k_prompt[group], v_prompt[group]
-    attended = attend_shared(
+    attended = kernel.responses(
+      config,
       q,
       k_prompt,
       v_prompt,
-      of_layer(shared_masks, is_local),
+      shared_masks,
+      shared_mask,
       k,
       v,
-      of_layer(own_masks, is_local),
-      **scores,
+      own_masks,
+      is_local,
     )
     return (x_prompt, block.finish(x, attended)), None
 

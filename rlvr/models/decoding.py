@@ -23,8 +23,8 @@ from rlvr.models.decoder import (
   embed,
   final_norm,
   forward_keep,
-  score_settings,
 )
+from rlvr.models.kernels import score_settings
 from rlvr.models.kinds import (
   angles_by_kind,
   masks_by_kind,

@@ -29,6 +29,7 @@ _RUNS_OWN = (
   "compute_dtype",
   "remat",
   "unroll_layers",
+  "attention",
   "max_positions",
 )
 

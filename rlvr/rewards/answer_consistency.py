@@ -32,10 +32,11 @@ def answer_consistent_reward(
   Source: Huang et al. 2025, "Answer-Consistent Chain-of-thought Reinforcement
   Learning For Multi-modal Large Language Models",
   https://arxiv.org/abs/2510.10104, by its abstract ("a high reward only if both
-  ... agree and are correct; otherwise, a lower reward"). Not verified against
-  the paper's text: its equation 3 has three coefficients, whose values were not
-  found. So there are no defaults, and which case has which is this project's
-  reading.
+  ... agree and are correct; otherwise, a lower reward") and its reviews,
+  https://openreview.net/forum?id=hwUAApRXsC, by which equation 3 has three
+  coefficients over the four cases. Looked for and not found: equation 3 itself,
+  the coefficients' values, code by the authors. So there are no defaults, and
+  which case has which coefficient is this project's reading.
 
   Args:
     first: float [B]: c in 0..1; NaN where missing.

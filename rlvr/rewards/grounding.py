@@ -23,9 +23,9 @@ def grounded_answer_reward(
 
   Source: Chen et al. 2026, "LongRLVR: Long-Context Reinforcement Learning
   Requires Verifiable Context Rewards", https://arxiv.org/abs/2603.02146, section
-  2.3.2, read in the authors' code:
+  2.3.2, and the authors' code,
   https://github.com/real-absolute-AI/LongRLVR at 4531306,
-  `longrl_reward_manager.py`, which has η = 0.1.
+  `longrl_reward_manager.py`, which sums the same three terms with η = 0.1.
 
   Args:
     answer: float [B]: r_ans in 0..1; NaN where missing.

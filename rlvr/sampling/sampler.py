@@ -167,8 +167,10 @@ def _draw(
   )
 
   def pick(z, u):
-    # Sums over the vocabulary are then in one order on every mesh.
-    z = constrain(z, "batch")
+    # The product is cut like the table: were only what follows constrained, the
+    # compiler would gather the table, in every step. Sums over the vocabulary
+    # are in one order on every mesh once the logits are whole.
+    z = constrain(constrain(z, "batch", "act_vocab"), "batch")
     if sampling.temperature == 0:
       return likeliest(z), jnp.zeros(z.shape[:1])
     logprobs = filtered_logprobs(

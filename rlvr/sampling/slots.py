@@ -6,10 +6,13 @@ with its own prompt, so that a few long responses don't keep the others' places
 idle. Both run in one jitted loop without a word from the host.
 
 The cache grows by stages, each a loop of its own: a token attends to a cache of
-at most twice its place instead of to one of the greatest length.
+at most twice its place instead of to one of the greatest length. When no response
+waits and few are left, these move to fewer slots: the last long ones don't pay
+for the width of all.
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -62,6 +65,21 @@ def stages(max_tokens: int, first: int = 64) -> list[int]:
   return out
 
 
+def widths(num_slots: int, max_tokens: int, least: int = 64) -> list[int]:
+  """Returns the numbers of slots that what is left over moves to, in turn.
+
+  Each is a loop to compile: short responses aren't worth it.
+
+  Args:
+    num_slots: N.
+    max_tokens: T.
+    least: T up to which there is no move.
+  """
+  if max_tokens <= least:
+    return []
+  return [n for n in (num_slots // 4, num_slots // 16) if n >= 4]
+
+
 def decode_all(
   reading: Reading,
   config: ModelConfig,
@@ -95,9 +113,12 @@ def decode_all(
   )
   step = _stepper(config, uniform, limits, pick, end_id, pad_id)
 
+  narrower = widths(B, T)
+  enough = narrower[0] if narrower else 0
+
   def going(length, carry):
     slots, _ = carry
-    return (slots.position + 1 < length) & ~slots.ended.all()
+    return (slots.position + 1 < length) & (_alive(slots) > enough)
 
   carry = slots, first
   for length in stages(T):
@@ -108,7 +129,25 @@ def decode_all(
       lambda c: step(reading, *c),
       (slots, drawn),
     )
-  return carry[1]
+  slots, drawn = carry
+  if not narrower:
+    return drawn
+  places = jnp.broadcast_to(slots.position, (B,))
+  own = reading
+  if reading.prompt_mask.shape[0] < B:  # a group's prompt is kept once
+    prompt = jnp.arange(B) // (B // reading.prompt_mask.shape[0])
+    slots, own = _moved(
+      slots._replace(position=places),
+      own,
+      narrower[0],
+      config,
+      prompt_of=prompt,
+    )
+  else:
+    slots, own = _moved(
+      slots._replace(position=places), own, narrower[0], config
+    )
+  return _decode_rest(slots, drawn, own, narrower, step, config)
 
 
 def decode_queued(
@@ -147,6 +186,8 @@ def decode_queued(
   # Slots are refilled some at a time: each refill costs a pass over as many
   # prompts' keys, each wait a slot's step.
   batch = max(1, num_slots // 16)
+  narrower = widths(num_slots, T)
+  enough = narrower[0] if narrower else 0
   step = _stepper(config, uniform, limits, pick, end_id, pad_id)
 
   def at(response, x, fill):
@@ -192,11 +233,11 @@ def decode_queued(
     free = slots.ended.sum(dtype=jnp.int32)
     refillable = (left > 0) & (free >= jnp.minimum(batch, left))
     fits = jnp.where(slots.ended, 0, slots.position + 1).max() < length
-    return ~slots.ended.all() & ~refillable & fits
+    return (_alive(slots) > jnp.where(left > 0, 0, enough)) & ~refillable & fits
 
   def going(length, carry):
     slots, _, _, taken = carry
-    alive = ~slots.ended.all() | (taken < waiting)
+    alive = (_alive(slots) > enough) | (taken < waiting)
     return alive & (
       jnp.where(slots.ended, 0, slots.position + 1).max() < length
     )
@@ -232,7 +273,71 @@ def decode_queued(
       functools.partial(run, length),
       (slots, *rest),
     )
-  return carry[1]
+  slots, drawn, own, _ = carry
+  if narrower:
+    slots, own = _moved(slots, own, narrower[0], config)
+  return _decode_rest(slots, drawn, own, narrower, step, config)
+
+
+def _alive(slots: _Slots) -> Array:
+  return (~slots.ended).sum(dtype=jnp.int32)
+
+
+def _moved(
+  slots: _Slots,
+  reading: Reading,
+  width: int,
+  config: ModelConfig,
+  prompt_of: Array | None = None,
+) -> tuple[_Slots, Reading]:
+  """Returns the slots that are alive, at most `width`, in as many slots.
+
+  Args:
+    slots: with a position each.
+    reading: with a row of prompts for each slot, or as `prompt_of` says.
+    width: how many slots.
+    config: the model's shape.
+    prompt_of: int32 [N], each slot's row of prompts; None: its own.
+  """
+  N = slots.ended.shape[0]
+  # Past the end stands for none: such a slot has ended.
+  rows = jnp.nonzero(~slots.ended, size=width, fill_value=N)[0]
+  kept = jnp.minimum(rows, N - 1)
+  prompts = kept if prompt_of is None else prompt_of[kept]
+  return _Slots(
+    response=slots.response[kept],
+    position=slots.position[kept],
+    token=slots.token[kept],
+    ended=slots.ended.at[rows].get(mode="fill", fill_value=True),
+    cache=take_rows(slots.cache, kept, config),
+  ), reading._replace(
+    prompts=take_rows(reading.prompts, prompts, config),
+    prompt_mask=reading.prompt_mask[prompts],
+    prompt_lengths=reading.prompt_lengths[kept],
+  )
+
+
+def _decode_rest(
+  slots: _Slots,
+  drawn: Drawn,
+  reading: Reading,
+  narrower: list[int],
+  step: Callable[..., tuple[_Slots, Drawn]],
+  config: ModelConfig,
+) -> Drawn:
+  """Returns the responses; the slots are already as few as narrower[0]."""
+  for width, enough in itertools.pairwise([*narrower, 0]):
+    if slots.ended.shape[0] > width:
+      slots, reading = _moved(slots, reading, width, config)
+
+    def body(carry, reading=reading):
+      return step(reading, *carry)
+
+    def going(carry, enough=enough):
+      return _alive(carry[0]) > enough
+
+    slots, drawn = jax.lax.while_loop(going, body, (slots, drawn))
+  return drawn
 
 
 def first_tokens(

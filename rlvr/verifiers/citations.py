@@ -69,7 +69,8 @@ def cited_chunks(text: str, *, tag: str = "useful_chunks") -> set[int] | None:
 
   Returns:
     None unless each of <tag> and </tag> occurs once, in that order: whoever
-    cites twice can't have the better list counted.
+    cites twice can't have the better list counted. (The authors' code wants one
+    closed pair, and overlooks a further tag that isn't closed.)
   """
   inside = single_tag(text, tag)
   if inside is None:

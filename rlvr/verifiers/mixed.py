@@ -2,9 +2,14 @@
 
 Source: Xu et al. 2025, https://arxiv.org/abs/2505.24164: matching for yes or no
 and multiple choice, a relative tolerance for values read from charts, IoU for
-boxes, and BMAS for long texts, beside a reward for the format. The paper's text
-could not be read; its abstract names the four. Runs on the spot: the first
-three are cheap, the fourth is the caller's.
+boxes, and BMAS for long texts, beside a reward for the format. The abstract
+names the four. Looked for and not found: the paper's text, the authors' code
+(https://github.com/xushilin1/mixed-r1), anybody else's. So how much a chart's
+value may be off (here 5 %, ChartQA's relaxed accuracy), that IoU is the reward
+itself and not a threshold on it, and the weight of the format are this
+project's.
+
+Runs on the spot: the first three are cheap, the fourth is the caller's.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -3,8 +3,9 @@
 Huang et al. 2025, Reinforcement Learning with Rubric Anchors,
 https://arxiv.org/abs/2508.12790, aggregates a rubric's weighted criteria with
 veto, saturation, pairwise interactions and a shaping that stretches the upper
-end. The paper names the four and says what each is for, it has no equations for
-them and no code: those below are this project's.
+end. The paper names the four and says what each is for, without equations or
+constants; code by its authors was looked for and not found. The equations below
+are this project's.
 """
 
 import jax.numpy as jnp

@@ -90,7 +90,8 @@ def second_question(
 
   The order depends on the seed and the question: all responses to a question
   get the same one, so that they are compared fairly. It is never the one that
-  they were sampled with.
+  they were sampled with. Deviation: the paper's may be, as a reviewer noted
+  (https://openreview.net/forum?id=hwUAApRXsC), and then tests nothing.
 
   Args:
     question: without its options.
@@ -286,10 +287,11 @@ def second_answer_verifier(
   """Returns a verifier of multiple choice that asks a second time.
 
   Beside the rewards of `first` there is "second": 1 where the same reasoning
-  leads to the right option after a shuffle, else 0; 0 too, without asking, where
-  the response has no answer or no delimiter before it; missing where `ask` could not say, or the first
-  verifier failed. The metadata must hold "stem" (or else "question"), without
-  the options, and "options". An exception of `ask` ends the run.
+  leads to the right option after a shuffle, else 0; 0 too, without asking,
+  where the response has no answer or no delimiter before it; missing where
+  `ask` could not say, or the first verifier failed. The metadata must hold
+  "stem" (or else "question"), without the options, and "options". An exception
+  of `ask` ends the run.
 
   Args:
     first: verifier of the answer, `choice.choice_verifier` for instance.

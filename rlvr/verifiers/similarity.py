@@ -27,8 +27,10 @@ def bmas(
       BMAS = ½ (1/N Σ_i max_j s_ij + 1/M Σ_j max_i s_ij)
 
   Source: Mixed-R1, https://arxiv.org/abs/2505.24164, by its abstract and name
-  ("tokenizer embedding matching"); not verified against the paper's text, whose
-  code could not be had. The order of words doesn't count, and neither does
+  ("tokenizer embedding matching"); the paper's equation, its code
+  (https://github.com/xushilin1/mixed-r1) and other implementations were looked
+  for and not found, so cosine and the plain half are read from the name. The
+  order of words doesn't count, and neither does
   saying a thing twice.
 
   An embedding of length 0 is similar to nothing, itself included.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlvr import models
-from rlvr.models import decoder, decoding, layers
+from rlvr.models import decoder, decoding, kernels, layers
 from tests import tiny
 from tests.compare import must_fail
 from tests.models import numpy_decoder
@@ -140,21 +140,21 @@ def _shifted_prompt(monkeypatch):
 
 
 def _leaking_padding(monkeypatch):
-  real = decoder.attend_shared
+  real = kernels.attend_shared
 
   def leak(q, pk, pv, prompt_mask, k, v, mask, **scores):
     return real(q, pk, pv, prompt_mask | True, k, v, mask, **scores)
 
-  monkeypatch.setattr(decoder, "attend_shared", leak)
+  monkeypatch.setattr(kernels, "attend_shared", leak)
 
 
 def _leaking_future(monkeypatch):
-  real = decoder.attend_shared
+  real = kernels.attend_shared
 
   def leak(q, pk, pv, prompt_mask, k, v, mask, **scores):
     return real(q, pk, pv, prompt_mask, k, v, mask | True, **scores)
 
-  monkeypatch.setattr(decoder, "attend_shared", leak)
+  monkeypatch.setattr(kernels, "attend_shared", leak)
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,49 @@ def short_stages(monkeypatch):
   monkeypatch.setattr(slots, "stages", functools.partial(slots.stages, first=2))
 
 
+@pytest.fixture
+def fewer_slots(monkeypatch, short_stages):
+  """What is left over moves to a few slots less, then to fewer still."""
+  monkeypatch.setattr(slots, "widths", lambda n, _: [n - 1, max(1, n - 4)])
+  drawn.cache_clear()
+  yield
+  drawn.cache_clear()
+
+
+def test_moving_to_fewer_slots_changes_no_token(fewer_slots, monkeypatch):
+  uneven = (0,) * 9 + (1,) + (2,) * 8
+  moves = []
+  real = slots._moved
+
+  def watched(held, *args, **kwargs):
+    moves.append(held.ended.shape[0])
+    return real(held, *args, **kwargs)
+
+  monkeypatch.setattr(slots, "_moved", watched)
+  found = [drawn(), drawn(4), drawn(17), drawn(5, unrolled=True)]
+  assert moves == [18, 17, 4, 3, 17, 16, 5, 4]
+  in_groups = drawn(group=uneven)
+  monkeypatch.undo()
+  drawn.cache_clear()
+  for each in found:
+    assert_same(each, drawn())
+  assert_same(in_groups, drawn(group=uneven))
+
+
+def test_a_lost_response_would_be_seen(fewer_slots, monkeypatch):
+  # The control: one that moves fewer than are alive.
+  real = jnp.nonzero
+
+  def loses_the_last(alive, **kwargs):
+    return real(alive & (jnp.cumsum(alive) < alive.sum()), **kwargs)
+
+  monkeypatch.setattr(jnp, "nonzero", loses_the_last)
+  broken = drawn()
+  monkeypatch.undo()
+  drawn.cache_clear()
+  must_fail(assert_same, broken, drawn())
+
+
 @pytest.mark.parametrize("num_slots", [1, 4, 17])
 def test_slots_change_no_token(num_slots, short_stages):
   expected = drawn()
@@ -110,6 +153,14 @@ def test_slots_save_steps(monkeypatch):
   _, four = steps(4)
   assert (lengths - 1).sum() / 4 <= four <= (lengths - 1).sum() / 4 + T
   drawn.cache_clear()
+
+
+def test_widths():
+  assert slots.widths(64, 64) == []
+  assert slots.widths(64, 65) == [16, 4]
+  assert slots.widths(256, 512) == [64, 16]
+  assert slots.widths(17, 512) == [4]
+  assert slots.widths(8, 512) == []
 
 
 def test_stages_double_up_to_the_last():

@@ -65,6 +65,16 @@ def test_text_before_the_delimiter_does_not_count():
   assert extract_answer(text, delimiter="</think>").answer == "2"
   assert extract_answer(text).answer == "1"  # the control
   assert extract_answer("#### 2", delimiter="</think>").answer is None
+  # The last delimiter counts: what stands between two of them is thought.
+  twice = r"</think>\boxed{1}</think>2"
+  assert extract_answer(twice, delimiter="</think>").answer is None
+
+
+def test_a_box_without_bounds_has_no_end():
+  inside = "1" * 99_000
+  assert extract_answer(rf"\boxed{{{inside}}}").answer == inside
+  found = extract_answer(rf"\boxed{{{inside}{'1' * 1000}}}")
+  assert found.malformed and found.answer is None
 
 
 def test_an_unknown_source_is_an_error():

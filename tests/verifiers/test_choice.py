@@ -99,6 +99,27 @@ def test_choice_verdicts(response, verdict):
   assert check({**item, "reference": "B"})["verdict"] == verdict
 
 
+def judged(response, reference, options, **settings):
+  item = {"response": response, "metadata": {"options": options}}
+  check = make_choice_checker(**settings)
+  return check({**item, "reference": reference})["verdict"]
+
+
+def test_options_with_the_same_text_are_all_named():
+  for reference, verdict in zip(
+    "ABC", ["CORRECT"] * 2 + ["WRONG"], strict=True
+  ):
+    assert judged("dog", reference, ["dog", "Dog", "cat"]) == verdict
+
+
+def test_an_answer_over_the_limit_is_not_looked_at():
+  options = ["x" * 1500, "y"]
+  response = "<answer>" + options[0]
+  for most, verdict in ((1000, "MALFORMED"), (1500, "CORRECT")):
+    settings = {"delimiter": "<answer>", "max_answer_chars": most}
+    assert judged(response, "A", options, **settings) == verdict
+
+
 def test_bad_references_are_the_verifiers_failure():
   verifier = choice_verifier(delimiter="<answer>", end_delimiter="</answer>")
   metadata = [{}, {"options": ["x"]}, {"options": 3}] + [

@@ -321,6 +321,19 @@ def test_a_program_cannot_break_the_messages_between_the_sandboxes(check):
   assert "isn't plain data" in found["detail"]
 
 
+def test_test_code_that_ends_is_its_own_fault_until_it_called_the_program(
+  check,
+):
+  # What a program returned may be what ended it (a text without end, say): then
+  # to be masked would be a way out of being wrong.
+  for body, expected in (
+    ("os._exit(1)", "VERIFIER_FAILED"),
+    ("y = f(1)\nos._exit(1)", "WRONG"),
+  ):
+    test = {"assert": f"import os\n{body}\nassert f(1) == 2"}
+    assert verdict(check, GOOD, test, functions=["f"]) == expected
+
+
 def test_a_test_that_speaks_of_syntax_says_nothing_about_the_program(check):
   test = {"assert": "assert f(1) + 0 == 3, 'syntax of the result'"}
   found = check(item(GOOD, *two(), test, functions=["f"]))

@@ -168,6 +168,39 @@ def test_a_function_that_does_not_load_leaves_the_others_alone(dispatcher):
   assert values(good.map([("add", 4)])) == [4]
 
 
+def test_address_space_of_another_function_counts_for_nobody_else(dispatcher):
+  # 80 MB of memory are 320 MB of addresses, which the heavy one alone has taken.
+  heavy = use(dispatcher, HEAVY, {"megabytes": 330})
+  assert values(heavy.map([("add", 1)])) == [1]
+  light = use(dispatcher, memory_limit_mb=80)
+  (outcome,) = light.map([("hoard", 8)])
+  assert (outcome.status, outcome.error) == ("ok", "")
+  assert [outcome.value] == heavy.worker_pids()  # and it is the same worker
+  # The control: what it takes itself counts.
+  (outcome,) = light.map([("hoard", 330)])
+  assert outcome.status == "failed"
+
+
+def test_address_space_is_limited_anew_for_each_chunk(dispatcher):
+  strict = use(dispatcher, memory_limit_mb=80)
+  lenient = use(dispatcher, kwargs={"offset": 5}, memory_limit_mb=1024)
+  assert values(strict.map([("add", 1)])) == [1]
+  assert values(lenient.map([("add", 1)])) == [6]  # its limit came last
+  (outcome,) = strict.map([("hoard", 400)])
+  assert outcome.error.startswith("MemoryError")  # refused, not killed for it
+  (outcome,) = lenient.map([("hoard", 400)])  # the control
+  assert outcome.status == "ok"
+
+
+def test_workers_end_when_no_function_can_be_served(dispatcher):
+  bad = use(dispatcher, NOTHING)
+  with pytest.raises(WorkerPoolError, match="came to nothing"):
+    bad.map([("add", 1)])
+  wait_for(lambda: not dispatcher.worker_pids())
+  with pytest.raises(WorkerPoolError, match="closed"):
+    use(dispatcher)
+
+
 def test_closing_one_fails_its_own_items_only(dispatcher):
   one = use(dispatcher, num_workers=2)
   two = use(dispatcher, kwargs={"offset": 5}, num_workers=2)
@@ -186,6 +219,25 @@ def test_closing_one_fails_its_own_items_only(dispatcher):
   assert not any(alive(pid) for pid in pids)
   with pytest.raises(WorkerPoolError, match="closed"):
     use(dispatcher)
+
+
+def test_closing_one_fails_what_runs_and_makes_room(dispatcher):
+  one = use(dispatcher, time_limit_s=60.0)
+  two = use(dispatcher, kwargs={"offset": 5}, max_waiting=1)
+  assert values(one.map([("add", 1)])) == [1]
+  gone = one.submit([("sleep", 60)])  # nothing of it waits: it runs
+  time.sleep(0.3)
+  one.close()
+  with pytest.raises(WorkerPoolError, match="closed"):
+    gone.result(10)
+  # It counts no longer among those that wait, or this would never begin.
+  found = []
+  thread = threading.Thread(
+    target=lambda: found.extend(two.map([("add", 1)])), daemon=True
+  )
+  thread.start()
+  thread.join(20)
+  assert values(found) == [6]
 
 
 def test_a_dispatcher_nobody_used_can_be_closed():

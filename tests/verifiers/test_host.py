@@ -14,7 +14,7 @@ from rlvr.verifiers import (
   reasoning_gym_verifier,
   verdict_counts,
 )
-from rlvr.verifiers.host import read_outcome
+from rlvr.verifiers.host import host_signals, read_outcome
 from rlvr.verifiers.jobs import Outcome
 from rlvr.verifiers.reasoning import text_between
 
@@ -62,6 +62,16 @@ def test_each_verdict_has_its_reward(scripted, caplog):
   assert "time_limit_s" in scripted.problems[1][1]
   shares = verdict_counts(signals)
   assert float(shares["verdict/correct/timed_out"]) == pytest.approx(1 / 9)
+
+
+def test_rewards_of_verdicts_by_hand():
+  nan = np.nan
+  own = host_signals("correct", list(Verdict))
+  assert names(own) == [verdict.name for verdict in Verdict]
+  np.testing.assert_array_equal(own.outcome["correct"], [1, 0, 0, 0, nan, nan])
+  # Whatever reward is given, nobody knows that of a failed verification.
+  given = host_signals("correct", list(Verdict), [0.5] * 6)
+  np.testing.assert_array_equal(given.outcome["correct"], [0.5] * 4 + [nan] * 2)
 
 
 def test_signals_go_into_the_jitted_step(scripted):

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from rlvr.verifiers import WorkerPool, WorkerPoolError
+from rlvr.verifiers.process import WorkerProcess
 
 ITEMS = "tests.verifiers.items:make_item_function"
 ROOT = pathlib.Path(__file__).parents[2]
@@ -136,6 +137,39 @@ def test_an_idle_worker_that_was_killed_costs_nothing():
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: single.restarts == 1)
     assert single.map([("add", 5)])[0].value == 5
+
+
+def test_deaths_of_idle_workers_do_not_add_up_over_a_run():
+  # Three in a row break a pool of one worker; an item done begins a new count.
+  with make_pool(num_workers=1, time_limit_s=20.0) as single:
+    for i in range(4):
+      assert single.map([("add", i)])[0].value == i
+      (pid,) = single.worker_pids()
+      os.kill(pid, signal.SIGKILL)
+      wait_for(lambda n=i: single.restarts == n + 1)
+    assert single.map([("add", 5)])[0].value == 5
+
+
+def test_a_chunk_is_small_in_bytes_too(monkeypatch):
+  # It is sent before its first item runs, whose time it takes.
+  sent = []
+  send = WorkerProcess.send_line
+
+  def record(process, line):
+    sent.append(len(line))
+    send(process, line)
+
+  monkeypatch.setattr(WorkerProcess, "send_line", record)
+  with make_pool(num_workers=1, time_limit_s=20.0) as single:
+    single.map([("add", 0)] * 200)  # the pool learns that they are cheap
+    sent.clear()
+    single.map([("add", 0)] * 100)
+    assert len(sent) < 20  # the control: many in one where they are small
+    sent.clear()
+    texts = ["x" * 700_000] * 8
+    outcomes = single.map([("echo", text) for text in texts])
+  assert [o.value for o in outcomes] == texts
+  assert len(sent) >= 4 and max(sent) < 1.5e6
 
 
 def test_printing_does_not_reach_the_channel(pool):

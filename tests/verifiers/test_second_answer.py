@@ -1,10 +1,13 @@
+import concurrent.futures
 import math
+import threading
 
 import numpy as np
 import pytest
 
 from rlvr.types import Verdict
 from rlvr.verifiers.choice import choice_verifier, option_order
+from rlvr.verifiers.host import host_signals
 from rlvr.verifiers.second_answer import (
   reasoning_of,
   second_answer_verifier,
@@ -58,6 +61,11 @@ def test_second_reward():
   assert second_reward(asked, logprobs) == 0.0
   logprobs[place] = -math.inf
   assert second_reward(asked, logprobs) == 0.0
+  # Among equals the first counts, as with whoever decodes greedily.
+  for tie in ([-1.0, -1.0, -9.0], [-9.0, -1.0, -1.0]):
+    first = asked.labels[tie.index(-1.0)]
+    assert second_reward(asked, tie) == (first == asked.right)
+    assert second_reward(asked._replace(right=first), tie) == 1.0
   for unknown in (None, [0.0], [math.nan] * 3, [-math.inf] * 3):
     assert math.isnan(second_reward(asked, unknown))
 
@@ -158,11 +166,84 @@ def test_a_question_that_can_not_be_asked_is_missing():
   metadata = [
     {**META, "options": "?"},
     {"stem": "Which {options}?", "options": odd},
+    {"options": OPTIONS},
   ]
-  signals = verifier.verify([response] * 2, ["A"] * 2, metadata, [True] * 2)
+  # A reference in small letters is the option that the first verifier takes it
+  # for.
+  signals = verifier.verify(
+    [response] * 3, ["A", " a", "A"], metadata, [True] * 3
+  )
   verifier.close()
-  second = signals.outcome["second"]
-  assert np.isnan(second[0]) and not np.isnan(second[1])
+  # The first one failed in the first verifier, the last here.
+  assert np.isnan(signals.outcome["second"]).tolist() == [True, False, True]
+  assert np.isnan(signals.outcome["correct"]).tolist() == [True, False, False]
+  ((problem, why),) = verifier.problems
+  assert problem == response and why == "KeyError: 'question'"
   (prompt,) = asked
   assert prompt.startswith("Which {options}?\n")
   assert prompt.count("so <answer>") == 1 and ") {reasoning}\n" in prompt
+
+
+class Policy:
+  """Notes with which parameters it was asked, when it is let go."""
+
+  def __init__(self):
+    self.params, self.asked = None, []
+    self.reached, self.go = threading.Event(), threading.Event()
+
+  def use_policy(self, params):
+    self.params = params
+
+  def __call__(self, prompts, labels):
+    self.reached.set()
+    assert self.go.wait(30)
+    self.asked.append(self.params)
+    return [[0.0] * len(names) for names in labels]
+
+
+def test_a_batch_is_asked_with_the_parameters_it_started_with():
+  first, policy = choice_verifier(**TAGS), Policy()
+  given = []
+  first.use_policy = given.append
+  verifier = second_answer_verifier(first, policy, delimiter="<answer>", seed=0)
+  item = ["so <answer>A</answer>"], ["A"], [META], np.ones(1, bool)
+  verifier.use_policy("old")
+  pending = verifier.start(*item)
+  assert policy.reached.wait(30)
+  update = threading.Thread(target=verifier.use_policy, args=("new",))
+  update.start()
+  update.join(0.2)  # it waits for the batch before
+  assert update.is_alive() and policy.params == "old"
+  policy.go.set()
+  pending.result(30)
+  update.join(30)
+  verifier.verify(*item)
+  verifier.close()
+  assert policy.asked == ["old", "new"] and given == ["old", "new"]
+
+
+class TimesOut:
+  """A first verifier that knows nothing in time."""
+
+  name = "correct"
+
+  def start(self, responses, references, metadata, finished):
+    del references, metadata, finished
+    done = concurrent.futures.Future()
+    verdicts = [Verdict.TIMED_OUT] * len(responses)
+    done.set_result(host_signals("correct", verdicts))
+    return done
+
+  def close(self):
+    pass
+
+
+def test_where_the_first_verifier_knew_nothing_the_second_is_missing():
+  verifier = second_answer_verifier(
+    TimesOut(), Reader(), delimiter="<answer>", seed=0
+  )
+  signals = verifier.verify(
+    ["so <answer>A</answer>"], ["A"], [META], np.ones(1, bool)
+  )
+  verifier.close()
+  assert np.isnan(signals.outcome["second"]).all()

@@ -14,7 +14,14 @@ import pytest
 from rlvr.data import sql_tasks
 from rlvr.types import Verdict
 from rlvr.verifiers.sql import make_sql_checker, sql_verifier
-from rlvr.verifiers.sql_run import Limits, same_rows
+from rlvr.verifiers.sql_run import (
+  Limits,
+  QueryFailed,
+  QueryTooCostly,
+  open_database,
+  run_query,
+  same_rows,
+)
 from rlvr.verifiers.sql_text import (
   UnreadableSQL,
   extract_sql,
@@ -163,6 +170,34 @@ def test_too_large_results(databases):
     found = tight(item)
     assert found["verdict"] == "WRONG" and "MB" in found["detail"]
     assert found["rewards"]["syntax"] == 0.0
+
+
+def test_each_wall_stands_alone(databases):
+  file = databases / "town" / "town.sqlite"
+  write = "INSERT INTO person VALUES (9, 'x', 1)"
+  with open_database(file, Limits()) as connection:
+    for name in ("load_extension('x')", "fts3_tokenizer('simple')"):
+      function = name.partition("(")[0]
+      # Some builds of SQLite don't have them at all.
+      with pytest.raises(QueryFailed, match=f"(use|such) function: {function}"):
+        run_query(connection, f"SELECT {name}", Limits())
+    with pytest.raises(sqlite3.DatabaseError, match="not authorized"):
+      connection.execute(write)
+    connection.set_authorizer(None)
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+      connection.execute(write)
+    connection.execute("PRAGMA query_only = OFF")
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+      connection.execute(write)  # the file is open for reading alone
+
+
+def test_a_value_has_a_limit(databases):
+  limits = Limits(value_bytes=1000)
+  with open_database(databases / "town" / "town.sqlite", limits) as connection:
+    assert run_query(connection, "SELECT zeroblob(1000)", limits).rows
+    for query in ("zeroblob(1001)", "length(zeroblob(600) || zeroblob(600))"):
+      with pytest.raises(QueryTooCostly, match="too big"):
+        run_query(connection, f"SELECT {query}", limits)
 
 
 def test_rows_by_hand():

@@ -1,0 +1,142 @@
+"""The shipped configurations of scale, gin/scale/*.gin, and how far they go.
+
+Each is for one model and one slice, which its name says:
+gin/scale/qwen2_5_7b_v5e_4x8.gin is gin/models/qwen2_5_7b.gin on v5e:4x8.
+"""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rlvr import meshes
+from rlvr.infra.abstract import Job, job_from_gin
+from rlvr.infra.chips import Chip, chip_of, topology_devices
+from rlvr.infra.programs import Report, compile_program
+from rlvr.main import load_config
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+_NAME = re.compile(r"(?P<model>\w+)_(?P<chip>v\d+[a-z]?)_(?P<size>\d+(x\d+)+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shipped:
+  """One file of gin/scale."""
+
+  name: str  # the file's, without its ending
+  model: str  # file in gin/models
+  topology: str
+
+  @property
+  def files(self) -> list[str]:
+    """The gin files of a run with it, GRPO on GSM8K."""
+    parts = ("tasks/gsm8k", "methods/grpo", "runs/train")
+    names = (f"models/{self.model}", *parts, f"scale/{self.name}")
+    return [str(ROOT / "gin" / f"{name}.gin") for name in names]
+
+  @property
+  def chip(self) -> Chip:
+    """Of the slice."""
+    return chip_of(self.topology)
+
+
+def shipped_of(name: str) -> Shipped:
+  """Returns what a file's name says.
+
+  Args:
+    name: without folder and ending.
+
+  Raises:
+    ValueError: not MODEL_CHIP_SIZE.
+  """
+  if not (found := _NAME.fullmatch(name)):
+    raise ValueError(
+      f"gin/scale/{name}.gin: name it MODEL_CHIP_SIZE.gin, such as"
+      " qwen2_5_7b_v5e_4x8.gin"
+    )
+  topology = f"{found['chip']}:{found['size']}"
+  chip_of(topology)
+  return Shipped(name, found["model"], topology)
+
+
+def shipped(folder: pathlib.Path | None = None) -> list[Shipped]:
+  """Returns all of gin/scale, by name.
+
+  Args:
+    folder: None for the repository's.
+  """
+  folder = folder or ROOT / "gin" / "scale"
+  return sorted(
+    (shipped_of(path.stem) for path in folder.glob("*.gin")),
+    key=lambda one: one.name,
+  )
+
+
+def job_of(one: Shipped, bindings: Sequence[str] = ()) -> Job:
+  """Returns the job of a shipped configuration; changes gin's.
+
+  Args:
+    one: from `shipped`.
+    bindings: gin bindings over it.
+  """
+  load_config(one.files, bindings)
+  return job_from_gin()
+
+
+def report_of(
+  one: Shipped, program: str, bindings: Sequence[str] = ()
+) -> Report:
+  """Returns what a program of a shipped configuration takes.
+
+  Args:
+    one: from `shipped`.
+    program: one of `rlvr.infra.programs.PROGRAMS`.
+    bindings: gin bindings over it.
+  """
+  job = job_of(one, bindings)
+  mesh = meshes.make_mesh(job.settings["mesh"], topology_devices(one.topology))
+  return compile_program(job, mesh, one.chip, program)
+
+
+def largest(
+  fits: Callable[[int], bool], first: int, *, doublings: int = 6
+) -> tuple[int, bool]:
+  """Returns the largest of first · 2ⁿ that fits, and whether a larger may.
+
+  Args:
+    fits: whether a size does.
+    first: known to fit.
+    doublings: n at the most.
+  """
+  size = first
+  for _ in range(doublings):
+    if not fits(2 * size):
+      return size, False
+    size *= 2
+  return size, True
+
+
+def piece_size(job: Job) -> int:
+  """Returns the responses of a micro-batch."""
+  recipe = job.recipe
+  pieces = recipe.updates_per_batch * recipe.micro_batches
+  return recipe.num_prompts * recipe.group_size // pieces
+
+
+def figures(report: Report, chip: Chip) -> dict[str, Any]:
+  """Returns a report's figures of one device as JSON has them."""
+  share = report.model_flops_share(chip)
+  memory = report.memory
+  return {
+    "fits": report.fits,
+    "problem": report.problem,
+    "memory": None
+    if memory is None
+    else dataclasses.asdict(memory) | {"total": memory.total},
+    "flops": None if report.work is None else report.work.flops,
+    "model_flops": report.model_flops,
+    "compute_seconds": report.compute_seconds(chip),
+    "collective_seconds": report.collective_seconds(chip),
+    "model_flops_share": None if share is None else list(share),
+  }

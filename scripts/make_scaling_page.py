@@ -1,0 +1,128 @@
+"""Compiles gin/scale/*.gin for their slices; writes docs/scaling.md and .json.
+
+  python scripts/make_scaling_page.py                 # all: hours on few cores
+  python scripts/make_scaling_page.py --only qwen2_5_7b_v5e_4x8 --no-search
+  python scripts/make_scaling_page.py --page          # from the figures there are
+
+Figures are added to those in docs/scaling.json as they come, so that a run that
+is broken off, or several at a time, lose nothing. Needs libtpu.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import pathlib
+import sys
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import jax  # noqa: E402
+
+from rlvr import models  # noqa: E402
+from rlvr.infra import scaling  # noqa: E402
+from rlvr.infra.scaling_page import scaling_page  # noqa: E402
+
+PROGRAMS = ("sample", "update")
+
+
+def settings_of(one: scaling.Shipped) -> dict:
+  """Returns what a configuration says, for JSON."""
+  job = scaling.job_of(one)
+  mesh, recipe = job.settings["mesh"], job.recipe
+  return {
+    "model": one.model,
+    "topology": one.topology,
+    "num_params": models.num_params(recipe.model),
+    "usable_bytes": one.chip.usable_bytes,
+    "data": mesh.data,
+    "fsdp": mesh.fsdp,
+    "tensor": mesh.tensor,
+    "num_prompts": recipe.num_prompts,
+    "group_size": recipe.group_size,
+    "prompt_length": job.prompt_length,
+    "response_length": recipe.sampling.max_tokens,
+    "micro_batch": scaling.piece_size(job),
+  }
+
+
+def save(file: pathlib.Path, name: str, settings: dict, found: dict) -> None:
+  """Adds figures of one configuration to the file."""
+  file.touch()
+  with open(file, "r+", encoding="utf-8") as f:
+    fcntl.flock(f, fcntl.LOCK_EX)
+    text = f.read()
+    every = json.loads(text) if text else {}
+    before = every.get(name, {})
+    if any(before.get(k) != v for k, v in settings.items()):
+      before = {}  # the configuration has changed: its figures are stale
+    programs = before.get("programs", {})
+    for program, new in found.items():
+      programs[program] = programs.get(program, {}) | new
+    every[name] = settings | {"programs": programs}
+    f.seek(0)
+    f.truncate()
+    f.write(json.dumps(every, indent=1, sort_keys=True) + "\n")
+
+
+def search(one: scaling.Shipped, program: str, settings: dict) -> dict:
+  """Returns the largest batch that fits, by doubling the prompts."""
+  first = settings["num_prompts"]
+
+  def fits(num_prompts: int) -> bool:
+    jax.clear_caches()
+    report = scaling.report_of(one, program, [f"NUM_PROMPTS={num_prompts}"])
+    print(f"{one.name} {program} {num_prompts} prompts: {report.fits}")
+    return report.fits
+
+  size, open_end = scaling.largest(fits, first)
+  whole = settings["group_size"] * size
+  if program == "update":
+    whole = settings["micro_batch"] * size // first
+  return {"largest": whole, "larger_may_fit": open_end}
+
+
+def main() -> int:
+  """Runs the command line; returns the exit status."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  docs = ROOT / "docs"
+  parser.add_argument("--only", action="append", help="file; repeatable")
+  parser.add_argument("--programs", default=",".join(PROGRAMS))
+  parser.add_argument(
+    "--no-search", action="store_true", help="don't look for larger batches"
+  )
+  parser.add_argument("--page", action="store_true", help="compile nothing")
+  parser.add_argument(
+    "--figures", type=pathlib.Path, default=docs / "scaling.json"
+  )
+  parser.add_argument("--out", type=pathlib.Path, default=docs / "scaling.md")
+  args = parser.parse_args()
+  chosen = [] if args.page else scaling.shipped()
+  if args.only:
+    chosen = [scaling.shipped_of(name) for name in args.only]
+  code = 0
+  for one in chosen:
+    settings = settings_of(one)
+    for program in args.programs.split(","):
+      jax.clear_caches()
+      report = scaling.report_of(one, program)
+      print(f"{one.name} {program}: {report.problem or 'fits'}")
+      found = scaling.figures(report, one.chip)
+      save(args.figures, one.name, settings, {program: found})
+      if not report.fits:
+        code = 1
+      elif not args.no_search:
+        more = search(one, program, settings)
+        save(args.figures, one.name, settings, {program: more})
+  figures = json.loads(args.figures.read_text(encoding="utf-8"))
+  args.out.write_text(scaling_page(figures), encoding="utf-8")
+  print(f"wrote {args.out}")
+  return code
+
+
+if __name__ == "__main__":
+  sys.exit(main())
