@@ -91,7 +91,7 @@ def test_two_processes_train_as_one(two, one):
   assert sum(found[4][k] for k in counted) in (32, 1), counted
   assert found[4]["response/count"] == 32
   assert min(found[step]["optim/grad_norm"] for step in range(1, 5)) > 0
-  must_fail(same, {**found, 4: found[3] | {"step": 4}}, one)
+  must_fail(same, {**found, 4: {**found[4], **found[3], "step": 4}}, one)
 
 
 def test_process_0_alone_speaks_and_writes(two):
@@ -271,7 +271,7 @@ def test_methods_over_two_processes(method, tasks, tmp_path):
   special = {"dapo": "dynamic/", "knapsack_rl": "budget/"}
   special["rule_reasoner"] = "domain/"
   assert any(name.startswith(special.get(method, "")) for name in found[4])
-  must_fail(same, {**found, 4: found[3] | {"step": 4}}, found)
+  must_fail(same, {**found, 4: {**found[4], **found[3], "step": 4}}, found)
 
 
 @pytest.mark.slow
