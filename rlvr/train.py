@@ -185,7 +185,6 @@ def train(
     return {}
 
   check_same_run(config_text, source, heldout)
-  hosts.at("making parameters")
   key = jax.random.key(seed)
   params_key, run_key, eval_key = jax.random.split(key, 3)
   place = sharding.placement(
@@ -223,9 +222,9 @@ def train(
       f"checkpoint_dir={checkpoint_dir!r} holds another run: give --resume to go"
       " on with it, or another checkpoint_dir"
     )
+  events = folder.tensorboard if tensorboard else None
   metric_log = MetricLog(
-    folder.metrics if hosts.main else None,
-    tensorboard=folder.tensorboard if tensorboard else None,
+    folder.metrics if hosts.main else None, tensorboard=events
   )
   sample_log = SampleLog(folder.samples if hosts.main else None)
   start, restored = 0, {}
@@ -334,7 +333,6 @@ def train(
         checkpoints.save(step, state, host_data(), latest, force=True)
         raise TrainingStopped(f"step {step}: {problem}")
       if saves:
-        hosts.at(f"step {step}, checkpoint")
         checkpoints.save(step, state, host_data(), latest, force=True)
       if hosts.main and step == start + 1 and operative_config is not None:
         text = operative_config()

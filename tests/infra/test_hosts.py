@@ -25,6 +25,7 @@ SETTINGS = (
   "EVALUATE_EVERY=4",
   "LEARNING_RATE=0.003",
   "models.ModelConfig.num_kv_heads=2",
+  "MAX_TOKENS=10",
 )
 
 
@@ -181,8 +182,9 @@ def test_what_process_0_makes_of_the_signs_of_life(monkeypatch):
   assert "'sampling'" in found[1] and "--barrier_seconds=20" in found[1]
   # Silence comes before it: host 2 doesn't beat any more.
   moved = beat(9, (3, 10), "step 3")
-  assert at(36.0, moved, moved, waiting) is None
-  found = at(38.0, *[moved._replace(beat=10)] * 2, waiting)
+  assert at(34.0, moved, moved, moved) is None
+  assert at(38.0, *[moved._replace(beat=10)] * 2, moved) is None
+  found = at(40.0, *[moved._replace(beat=11)] * 2, moved)
   assert found is not None and found[0] == 2
   assert "--heartbeat_seconds=5" in found[1] and "killed" in found[1]
 
@@ -258,8 +260,6 @@ def test_one_process_is_one_host():
     ("dapo", ("arithmetic", "coin_flips")),
     ("knapsack_rl", ("arithmetic", "coin_flips")),
     ("rule_reasoner", ("arithmetic", "arithmetic_mixture", "coin_flips")),
-    # Greedy responses beside the others, from a host verifier.
-    ("remax", ("arithmetic", "arithmetic_signals")),
   ],
 )
 def test_methods_over_two_processes(method, tasks, tmp_path):
