@@ -337,7 +337,6 @@ def train(
       if hosts.main and step == start + 1 and operative_config is not None:
         text = operative_config()
         folder.config_operative.write_text(text, encoding="utf-8")
-    hosts.at("the last page of the report")
     if (page := running.credit_page(state)) and hosts.main:
       folder.credit.write_text(page, encoding="utf-8")
     status = "finished"
