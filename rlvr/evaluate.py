@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -10,6 +10,8 @@ from jax.sharding import Mesh
 
 from rlvr.data.sources import Batch, PromptSource
 from rlvr.evaluation.metrics import pass_at_k, wilson_interval
+from rlvr.infra import exchange
+from rlvr.infra.hosts import current
 from rlvr.meshes import ONE_DEVICE, RULES, Rules, make_mesh, on_mesh
 from rlvr.models import ModelConfig
 from rlvr.sampling import Sampling, sample
@@ -76,14 +78,42 @@ def decode_responses(vocabulary: Any, rollout: Rollout) -> list[str]:
 def verify_text(
   verifier: Any, vocabulary: Any, rollout: Rollout, batch: Batch
 ) -> Any:
-  """Returns the pending signals of a host verifier that was just started."""
-  rollout = jax.device_get(rollout)
-  return verifier.start(
-    decode_responses(vocabulary, rollout),
-    [batch.references[i] for i in rollout.group],
-    [batch.metadata[i] for i in rollout.group],
-    rollout.finished,
+  """Returns the pending signals of a host verifier that was just started.
+
+  Each host verifies the responses that it holds; `result` gives all of them, on
+  every host, in NumPy. All hosts call both.
+
+  Args:
+    verifier: see `rlvr.verifiers.host.HostVerifier`.
+    vocabulary: decodes token ids.
+    rollout: global arrays.
+    batch: the prompts, all of them.
+  """
+  rollout = dataclasses.replace(rollout, prompts=cast(Any, None))
+  owner = exchange.owners(rollout.tokens)
+  rows = np.flatnonzero(owner == current().index)
+  mine = exchange.own_rows(rollout, rows)
+  pending = verifier.start(
+    decode_responses(vocabulary, mine),
+    [batch.references[i] for i in mine.group],
+    [batch.metadata[i] for i in mine.group],
+    mine.finished,
   )
+  return _OverHosts(pending, rows, owner) if current().several else pending
+
+
+class _OverHosts:
+  """Signals that each host works on for its own responses."""
+
+  def __init__(self, pending: Any, rows: np.ndarray, owner: np.ndarray):
+    self._pending, self._rows, self._owner = pending, rows, owner
+
+  def result(self) -> Signals:
+    """Returns the signals of all hosts' responses."""
+    signals = self._pending.result()
+    # A host whose verifier fails never comes to the exchange.
+    current().barrier("signals of the verifier")
+    return exchange.join_rows(signals, self._rows, self._owner)
 
 
 class Evaluator:
@@ -107,6 +137,7 @@ class Evaluator:
     check_rows(evaluation.num_prompts, "Evaluation.num_prompts", mesh, rules)
     rows, whole = batch_sharding(mesh, rules), replicated(mesh)
     params = param_shardings(model, mesh, rules)
+    self._rows, self._whole = rows, whole
     self._evaluation = evaluation
     self._source = source
     self._vocabulary = vocabulary
@@ -163,15 +194,17 @@ class Evaluator:
         break
       seen += int(real.sum())
       for form, run in enumerate(self._run):
+        current().at(f"evaluation, batch {i}")
         rollout, signals = run(
-          params, batch.prompts, jax.random.fold_in(key, i)
+          *(params, exchange.put(batch.prompts, self._rows)),
+          exchange.put(jax.random.fold_in(key, i), self._whole),
         )
         if not self._on_device:
           pending = verify_text(
             self._verifier, self._vocabulary, rollout, batch
           )
           signals = pending.result()
-        rollout, signals = jax.device_get((rollout, signals))
+        rollout, signals = exchange.whole((rollout, signals))
         verdict = next(iter(signals.verdicts.values()))
         if form == 0:
           greedy.append(verdict[real])

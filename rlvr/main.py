@@ -1,10 +1,12 @@
 """The command line: `python -m rlvr.main --gin_file=... --gin.X=Y`."""
 
 import argparse
+import dataclasses
 import difflib
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,6 +44,25 @@ def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   parser.add_argument(
     "--dry_run", action="store_true", help="print the plan and stop"
   )
+  hosts = parser.add_argument_group(
+    "several hosts", "start the same command on each; see docs/hosts.md"
+  )
+  hosts.add_argument(
+    "--distributed",
+    choices=["auto"],
+    help="find the other hosts by the environment (Cloud TPU, GKE, Slurm)",
+  )
+  hosts.add_argument("--coordinator", help="ADDRESS:PORT of process 0")
+  hosts.add_argument("--num_processes", type=int, help="how many there are")
+  hosts.add_argument("--process_id", type=int, help="this one's number, from 0")
+  for name, text in (
+    ("heartbeat_seconds", "how long a host may be silent (60)"),
+    ("barrier_seconds", "how long a host may stay at one place (1800)"),
+    ("connect_seconds", "how long the hosts wait for one another (300)"),
+  ):
+    hosts.add_argument(
+      f"--{name}", type=float, help=text, default=argparse.SUPPRESS
+    )
   try:
     rest, bindings = split_bindings(argv)
   except ValueError as error:
@@ -128,35 +149,62 @@ def unused_macros() -> list[str]:
   return sorted(bound - _used_macros())
 
 
+def _run(args: argparse.Namespace, bindings: Sequence[str]) -> None:
+  """Runs what the configuration names."""
+  load_config(args.gin_file, bindings)
+  flags: dict[str, Any] = {"resume": args.resume, "dry_run": args.dry_run}
+  if args.run_dir is not None:
+    flags["run_dir"] = args.run_dir
+  if not any(key[1] == "rlvr.launch.run" for key in gin.config._CONFIG):
+    raise ValueError(
+      "the configuration names nothing to run: give a --gin_file of gin/runs/"
+      " last, which binds `launch.run.entry`"
+    )
+  gin.get_configurable("rlvr.launch.run")(
+    **flags,
+    config_text=gin.config_str(),
+    operative_config=gin.operative_config_str,
+  )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line; returns the exit status."""
   argv = sys.argv[1:] if argv is None else argv
   args, bindings = parse_args(argv)
+  # Not at the top: a mistyped flag is answered before seconds of imports.
+  from rlvr.infra import hosts
+
+  names = [field.name for field in dataclasses.fields(hosts.HostSettings)]
+  status = 1
   try:
-    load_config(args.gin_file, bindings)
-    flags: dict[str, Any] = {"resume": args.resume, "dry_run": args.dry_run}
-    if args.run_dir is not None:
-      flags["run_dir"] = args.run_dir
-    if not any(key[1] == "rlvr.launch.run" for key in gin.config._CONFIG):
-      raise ValueError(
-        "the configuration names nothing to run: give a --gin_file of gin/runs/"
-        " last, which binds `launch.run.entry`"
-      )
-    gin.get_configurable("rlvr.launch.run")(
-      **flags,
-      config_text=gin.config_str(),
-      operative_config=gin.operative_config_str,
+    hosts.connect(
+      hosts.HostSettings(**{n: getattr(args, n) for n in names if n in args})
     )
+    _run(args, bindings)
+    hosts.current().leave(0)
+    return 0
   except (ValueError, OSError, TypeError, RuntimeError) as error:
+    # The others must know before this process says anything else.
+    hosts.current().post(error)
     if os.environ.get("RLVR_TRACEBACK"):
-      raise
+      if not hosts.current().several:
+        raise
+      traceback.print_exc()
     print(f"error: {error}", file=sys.stderr)
     print("(RLVR_TRACEBACK=1 shows where it came from)", file=sys.stderr)
-    return 1
-  except KeyboardInterrupt:
+    status = hosts.LOST if isinstance(error, hosts.HostLost) else 1
+  except KeyboardInterrupt as error:
+    hosts.current().post(error)
     print("interrupted; --resume goes on from the last checkpoint")
-    return 130
-  return 0
+    status = 130
+  except BaseException as error:
+    hosts.current().post(error)
+    if not hosts.current().several:
+      raise
+    traceback.print_exc()
+  # With several hosts this ends the process here: none waits for another.
+  hosts.current().leave(status)
+  return status
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ where groups that teach nothing are replaced by further ones (dynamic sampling).
 
 import dataclasses
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ from rlvr import step as step_lib
 from rlvr.data.sources import Batch
 from rlvr.evaluate import response_rows, verify_text
 from rlvr.evaluation.credit_plot import plot_credit, trace_chain
+from rlvr.infra import exchange
+from rlvr.infra.hosts import current
 from rlvr.recipe import Noise, Recipe, batch_key
 from rlvr.selection import Chooser, Rounds
 from rlvr.types import (
@@ -148,7 +150,7 @@ class ReinforcementLoop:
       state, parts, times = self._advance_split(state, drain)
     gathered, metrics, scores = parts
     self._last = gathered.rollout, gathered.signals
-    metrics, rollout, signals, scores = jax.device_get(
+    metrics, rollout, signals, scores = exchange.whole(
       (metrics, gathered.rollout, gathered.signals, scores)
     )
     metrics = {k: float(v) for k, v in metrics.items()}
@@ -173,7 +175,7 @@ class ReinforcementLoop:
     group = self._choose.group(batch)
     ready = time.perf_counter()
     state, metrics, rollout, signals, scores = self._fused(
-      state, self._setup.reference, batch.prompts, group
+      *(state, self._setup.reference, *self._put((batch.prompts, group)))
     )
     jax.block_until_ready(metrics)
     done = time.perf_counter()
@@ -182,6 +184,9 @@ class ReinforcementLoop:
     times = {"time/data_s": ready - begin, "time/fused_step_s": done - ready}
     return state, (gathered, metrics, scores), times
 
+  def _put(self, tree: Any) -> Any:
+    return sharding.put_batch(tree, self._place.mesh, self._place.rules)
+
   def _launch(self, params, key, step: int, round_: int = 0) -> _Launched:
     """Starts sampling a batch, or a further round of one."""
     begin = time.perf_counter()
@@ -189,14 +194,15 @@ class ReinforcementLoop:
     group = self._choose.group(batch)
     ready = time.perf_counter()
     first_id = round_ * self.recipe.num_prompts * self.recipe.group_size
+    prompts, group = self._put((batch.prompts, group))
     rollout, greedy = self._sample(
-      *(params, batch.prompts, key, np.int32(step), group, np.int32(first_id))
+      *(params, prompts, key, np.int32(step), group, np.int32(first_id))
     )
     return _Launched(batch, rollout, greedy, round_, ready - begin)
 
   def _verify(self, launched: _Launched, state: TrainState) -> Any:
     """Starts the verification; returns what has a `result`."""
-    step, key = int(state.step), state.key
+    step, key = int(state.step), exchange.whole(state.key)
     parts = [(launched.rollout, Noise.VERIFY)]
     if launched.greedy is not None:
       parts.append((launched.greedy, Noise.VERIFY_GREEDY))
@@ -214,7 +220,7 @@ class ReinforcementLoop:
         lambda a, b: step_lib.with_greedy_signals(
           a,
           b,
-          cast(Any, np.asarray(launched.rollout.group)),
+          exchange.whole(launched.rollout.group),
         ),
       )
 
@@ -222,7 +228,7 @@ class ReinforcementLoop:
       verify_key = batch_key(key, jnp.int32(step), use)
       if launched.round:
         verify_key = jax.random.fold_in(verify_key, launched.round)
-      return self._judge(rollout, verify_key)
+      return self._judge(rollout, exchange.put(verify_key, self._place.whole))
 
     found = [judged(rollout, use) for rollout, use in parts]
     return _Pending(
@@ -241,7 +247,9 @@ class ReinforcementLoop:
       if launched is None:
         count = 0 if rounds is None else rounds.count
         launched = self._launch(state.params, key, step, count)
+      current().at(f"step {step + 1}, sampling")
       jax.block_until_ready(launched.rollout)
+      current().at(f"step {step + 1}, verifying")
       sampled = time.perf_counter()
       pending = self._verify(launched, state)
       if settings.depth and not drain and launched.round == 0:
@@ -257,6 +265,9 @@ class ReinforcementLoop:
       metrics = self._choose.observe(batch, rollout, signals)
       if rounds is None:
         return _Gathered(batch, rollout, signals, None, metrics)
+      if current().several:
+        # What is kept is decided on each host, from all that was drawn.
+        rollout, signals = exchange.whole((rollout, signals))
       rounds.add(batch, rollout, signals)
       if rounds.full or rounds.count == rounds.settings.max_rounds:
         held, batch, weights, found = rounds.result()
@@ -270,8 +281,8 @@ class ReinforcementLoop:
     gathered = self._gather(state, drain, times)
     begin = time.perf_counter()
     # Rounds of dynamic sampling, and signals from the host, lie elsewhere.
-    batch = (gathered.rollout, gathered.signals, gathered.weights)
-    batch = sharding.put_batch(batch, self._place.mesh, self._place.rules)
+    current().at(f"step {int(state.step) + 1}, updating")
+    batch = self._put((gathered.rollout, gathered.signals, gathered.weights))
     state, *rest = self._update(state, self._setup.reference, *batch)
     jax.block_until_ready(rest)
     times["time/score_update_s"] = time.perf_counter() - begin
@@ -301,11 +312,16 @@ class ReinforcementLoop:
       lambda state, reference, rollout: step_lib.scoring_context(
         self.recipe, state, reference, rollout
       )
-    )(state, self._setup.reference, rollout)
+    )(state, self._setup.reference, self._put(rollout))
+    chain_state = state.chain_state
+    if current().several:
+      rollout, signals, chain_state, context = exchange.whole(
+        (rollout, signals, chain_state, context)
+      )
     trace = trace_chain(
       self.recipe.chain,
       scores_from_signals(signals, rollout.tokens.shape[0]),
-      state.chain_state,
+      chain_state,
       context,
     )
     advantages = np.asarray(trace[-1].scores.advantages)
@@ -355,7 +371,7 @@ class SupervisedLoop:
     self._settings = settings
     self._setup = setup
     recipe = self.recipe
-    place = _placement(recipe, setup)
+    self._place = place = _placement(recipe, setup)
     rows = place.batch
     self._step = place.jit(
       lambda state, prompts, targets, mask: step_lib.supervised_step(
@@ -374,10 +390,12 @@ class SupervisedLoop:
     begin = time.perf_counter()
     batch = self._setup.source.next_batch(self._settings.num_prompts)
     ready = time.perf_counter()
+    rows = (batch.prompts, batch.targets, batch.target_mask)
+    place = self._place
     state, metrics = self._step(
-      state, batch.prompts, batch.targets, batch.target_mask
+      state, *sharding.put_batch(rows, place.mesh, place.rules)
     )
-    metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    metrics = {k: float(v) for k, v in exchange.whole(metrics).items()}
     done = time.perf_counter()
     metrics |= {"time/data_s": ready - begin, "time/update_s": done - ready}
     return state, metrics, []

@@ -24,6 +24,7 @@ from rlvr.data.domains import (
   updated_domain_rewards,
 )
 from rlvr.data.sources import Batch, PromptSource, take_prompts
+from rlvr.infra import exchange
 from rlvr.rewards.filters import useful_groups
 from rlvr.sampling.budgets import (
   group_of_counts,
@@ -139,8 +140,9 @@ class Chooser:
     self._budget, self._domains = budget, domains
     if (budget or domains) and source.num_shards > 1:
       raise ValueError(
-        "Reinforcement.budget and .domains learn from the rewards of one host:"
-        f" with {source.num_shards} hosts set them to None"
+        "Reinforcement.budget and .domains learn from the rewards of all"
+        f" prompts, and this source gives one of {source.num_shards} shares of"
+        " them: open it with num_shards=1, or set them to None"
       )
     if domains and len(source.part_names) < 2:
       raise ValueError(
@@ -191,10 +193,14 @@ class Chooser:
   ) -> dict[str, float]:
     """Learns from a batch's rewards; returns metrics."""
     metrics: dict[str, float] = {}
+    if self._budget is None and self._domains is None:
+      return metrics
+    # Each host learns from the rewards of all, so that all choose the same.
+    signals, of_prompt = exchange.whole((signals, rollout.group))
     if self._budget is not None:
       rewards = outcome_of(signals, self._budget.reward, "KnapsackBudget")
       before = self._known_rates(batch)
-      group = jnp.asarray(rollout.group)
+      group = jnp.asarray(of_prompt)
       counts = np.bincount(np.asarray(group), minlength=len(before))
       after = np.asarray(
         updated_success_rates(jnp.asarray(before), jnp.asarray(rewards), group)
@@ -212,7 +218,7 @@ class Chooser:
       self._earned = updated_domain_rewards(
         self._earned,
         np.asarray(rewards),
-        batch.parts[np.asarray(rollout.group)],
+        batch.parts[of_prompt],
         alpha=self._domains.alpha,
       )
       names = [n.rpartition(":")[2] or n for n in self._source.part_names]

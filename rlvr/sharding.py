@@ -13,6 +13,7 @@ import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from rlvr import models
+from rlvr.infra import exchange
 from rlvr.meshes import (
   AXES,
   ONE_DEVICE,
@@ -243,7 +244,7 @@ def put_batch(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
     mesh: from `make_mesh`.
     rules: the table.
   """
-  return jax.device_put(tree, batch_sharding(mesh, rules))
+  return exchange.put(tree, batch_sharding(mesh, rules))
 
 
 def ways(name: str, mesh: Mesh | AbstractMesh, rules: Rules = RULES) -> int:

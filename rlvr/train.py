@@ -15,12 +15,14 @@ from rlvr import models, sharding
 from rlvr.data import TaskSpec, open_source, required_vocab_size
 from rlvr.data.sources import TooLong
 from rlvr.evaluate import Evaluation, Evaluator
-from rlvr.infra import shards
+from rlvr.infra import exchange, shards
 from rlvr.infra.checkpoints import Checkpoints
+from rlvr.infra.hosts import current
 from rlvr.infra.metrics import MetricLog, SampleLog
 from rlvr.infra.progress import Progress
 from rlvr.infra.report import write_report
-from rlvr.infra.run_folder import RunFolder, open_run_folder
+from rlvr.infra.run_folder import RunFolder
+from rlvr.infra.shared_folder import check_same_run, open_for_hosts
 from rlvr.loops import Reinforcement, Setup, Supervised
 from rlvr.meshes import ONE_DEVICE, RULES, MeshShape, Rules, make_mesh
 from rlvr.recipe import Recipe
@@ -124,6 +126,7 @@ def train(
     ValueError: settings or data that can't work, with the name to change.
     TrainingStopped: not finite, or too many rewards missing.
   """
+  hosts = current()
   devices = make_mesh(mesh)
   platform = devices.devices.flat[0].platform
   model = models.for_platform(model, platform, attention)
@@ -175,12 +178,13 @@ def train(
     rules=rules,
   )
   recipe = loop.recipe(setup)  # contradictions are found before anything starts
-  progress = Progress()
+  progress = Progress(enabled=hosts.main)
   sharding.check_rows(loop.num_prompts, "NUM_PROMPTS", devices, rules)
   if dry_run:
     progress.print_plan(_plan(loop, setup, heldout, evaluation))
     return {}
 
+  check_same_run(config_text, source, heldout)
   key = jax.random.key(seed)
   params_key, run_key, eval_key = jax.random.split(key, 3)
   place = sharding.placement(
@@ -193,7 +197,7 @@ def train(
       draw = place.jit(
         functools.partial(models.init, model), out_shardings=place.params
       )
-      return draw(params_key)
+      return draw(exchange.put(params_key, place.whole))
     return models.initial_params(
       initial_params, model, shardings=place.params, key=params_key
     )
@@ -205,9 +209,7 @@ def train(
   if keeps_reference:
     setup = setup._replace(reference=params)
 
-  folder = open_run_folder(
-    run_dir, resume=resume, checkpoint_dir=checkpoint_dir
-  )
+  folder = open_for_hosts(run_dir, resume=resume, checkpoint_dir=checkpoint_dir)
   checkpoints = Checkpoints(
     folder.checkpoints,
     keep=keep,
@@ -220,10 +222,11 @@ def train(
       f"checkpoint_dir={checkpoint_dir!r} holds another run: give --resume to go"
       " on with it, or another checkpoint_dir"
     )
+  events = folder.tensorboard if tensorboard else None
   metric_log = MetricLog(
-    folder.metrics, tensorboard=folder.tensorboard if tensorboard else None
+    folder.metrics if hosts.main else None, tensorboard=events
   )
-  sample_log = SampleLog(folder.samples)
+  sample_log = SampleLog(folder.samples if hosts.main else None)
   start, restored = 0, {}
   if checkpoints.latest_step() is None:
     if params is None:
@@ -236,7 +239,7 @@ def train(
       donate_argnums=0,
       out_shardings=place.state,
     )
-    state = begin(params, run_key)
+    state = begin(params, exchange.put(run_key, place.whole))
   else:
     like = sharding.abstract(abstract_state(recipe), place.state)
     state, host = checkpoints.restore(like)
@@ -251,15 +254,18 @@ def train(
     restored = host.get("loop", {})
   metric_log.truncate_after(start if start else -1)
   sample_log.truncate_after(start if start else -1)
-  folder.config_given.write_text(config_text, encoding="utf-8")
-  folder.write_about(
-    title=folder.path.name,
-    status="running",
-    total_steps=total_steps,
-    seeds=[seed],
-    device=_devices(devices),
-    chain=loop.text(),
-  )
+  if hosts.main:
+    folder.config_given.write_text(config_text, encoding="utf-8")
+    folder.write_about(
+      title=folder.path.name,
+      status="running",
+      total_steps=total_steps,
+      seeds=[seed],
+      device=_devices(devices),
+      hosts=hosts.count,
+      chain=loop.text(),
+    )
+    hosts.on_failure(lambda why: _finish(folder, progress, f"failed: {why}"))
   if source.dropped or heldout.dropped:
     progress.message(
       f"examples left out: train {source.dropped}, held-out {heldout.dropped}"
@@ -304,6 +310,7 @@ def train(
       metric_log.write(0, latest)
       progress.update(0, latest)
     for step in range(start + 1, total_steps + 1):
+      hosts.at(f"step {step}")
       begin = time.perf_counter()
       due = step % evaluation.every == 0 or step == total_steps
       saves = checkpoints.due(step) or step == total_steps
@@ -327,14 +334,16 @@ def train(
         raise TrainingStopped(f"step {step}: {problem}")
       if saves:
         checkpoints.save(step, state, host_data(), latest, force=True)
-      if step == start + 1 and operative_config is not None:
+      if hosts.main and step == start + 1 and operative_config is not None:
         text = operative_config()
         folder.config_operative.write_text(text, encoding="utf-8")
-    if page := running.credit_page(state):
+    if (page := running.credit_page(state)) and hosts.main:
       folder.credit.write_text(page, encoding="utf-8")
     status = "finished"
   except Exception as error:
     status = f"failed: {error}"
+    # Before anything below waits for hosts that will not come.
+    hosts.post(error)
     raise
   finally:
     progress.close()
@@ -344,13 +353,14 @@ def train(
     checkpoints.close()
     metric_log.close()
     sample_log.close()
-    folder.write_about(status=status)
-    _try_report(folder, progress)
+    if hosts.main:
+      _finish(folder, progress, status)
   progress.message(f"report: {folder.report}")
   return latest
 
 
-def _try_report(folder: RunFolder, progress: Progress) -> None:
+def _finish(folder: RunFolder, progress: Progress, status: str) -> None:
+  folder.write_about(status=status)
   try:
     write_report(folder)
   except Exception as error:  # the run's own error must not be hidden by this

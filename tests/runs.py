@@ -51,18 +51,23 @@ def argv(kind, run_dir, *bindings, method="grpo", tasks=("arithmetic",)):
   ]
 
 
+def environment():
+  """Returns the environment of a process of its own."""
+  return {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    # The same programs are compiled again and again.
+    "JAX_COMPILATION_CACHE_DIR": _CACHE.name,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
+
+
 def start(arguments):
   """Starts the program in a process of its own, as a user would."""
   return subprocess.Popen(
     [sys.executable, "-m", "rlvr.main", *map(str, arguments)],
     cwd=ROOT,
-    env={
-      **os.environ,
-      "JAX_PLATFORMS": "cpu",
-      # The same programs are compiled again and again.
-      "JAX_COMPILATION_CACHE_DIR": _CACHE.name,
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    },
+    env=environment(),
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,

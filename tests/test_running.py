@@ -391,7 +391,7 @@ def test_domains_need_a_mixture():
   with pytest.raises(ValueError, match=r"'task:only'.*use a mixture_task"):
     Chooser(source, num_prompts=P, group_size=G, budget=None, domains=DOMAINS)
   source.num_shards = 2
-  with pytest.raises(ValueError, match="with 2 hosts set them to None"):
+  with pytest.raises(ValueError, match="one of 2 shares"):
     Chooser(source, num_prompts=P, group_size=G, budget=BUDGET, domains=None)
 
 
