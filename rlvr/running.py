@@ -2,14 +2,16 @@
 
 Both have
 
-    advance(state, drain) -> (state, metrics, rows)
+    dispatch(state, step, drain) -> (state, outcome)
 
+which doesn't wait for the update: its figures come from the outcome, later.
 A reinforcement loop goes through the step fused, where the verifier runs on the
 device and every batch is used as it comes; or split, where a host verifies or
 where groups that teach nothing are replaced by further ones (dynamic sampling).
 """
 
 import dataclasses
+import functools
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +26,7 @@ from rlvr.evaluate import response_rows, verify_text
 from rlvr.evaluation.credit_plot import plot_credit, trace_chain
 from rlvr.infra import exchange
 from rlvr.infra.hosts import current
+from rlvr.outcome import Outcome
 from rlvr.recipe import Noise, Recipe, batch_key
 from rlvr.selection import Chooser, Rounds
 from rlvr.types import (
@@ -83,6 +86,7 @@ class ReinforcementLoop:
       )
     self._last: tuple[Rollout, Signals] | None = None
     self._ahead: _Launched | None = None
+    self._before: Outcome | None = None
     verifier = self._verifier
     self._fused = None
     self._place = place = _placement(recipe, setup)
@@ -133,43 +137,67 @@ class ReinforcementLoop:
       out_shardings=(state, whole, None),
     )
 
-  def advance(
-    self, state: TrainState, *, drain: bool
-  ) -> tuple[TrainState, dict[str, float], list[dict[str, Any]]]:
-    """Returns the state after one batch, its metrics, and its responses.
+  def dispatch(
+    self, state: TrainState, *, step: int, drain: bool
+  ) -> tuple[TrainState, Outcome]:
+    """Returns the state after one batch, under way, and what the batch gave.
 
     Args:
       state: donated.
+      step: updates done before, `state.step` without asking the device.
       drain: don't sample ahead of this batch: the next one is then sampled
         from the new parameters. Set at every checkpoint, so that a resumed run
         does what the run without interruption did.
     """
+    begin = time.perf_counter()
     if self._fused is not None:
-      state, parts, times = self._advance_fused(state)
+      state, gathered, rest, times = self._dispatch_fused(state)
+      phase, launched = "time/fused_step_s", begin + times["time/data_s"]
     else:
-      state, parts, times = self._advance_split(state, drain)
-    gathered, metrics, scores = parts
+      state, gathered, rest, times = self._dispatch_split(state, step, drain)
+      phase, launched = "time/score_update_s", times.pop("launched")
     self._last = gathered.rollout, gathered.signals
-    metrics, rollout, signals, scores = exchange.whole(
-      (metrics, gathered.rollout, gathered.signals, scores)
+    # With several hosts, the exchange stands before the next step's programs.
+    parts = exchange.begin_whole(
+      (*rest, gathered.rollout, gathered.signals), self._place.whole
     )
-    metrics = {k: float(v) for k, v in metrics.items()}
-    metrics |= gathered.metrics | times
-    metrics |= {k: float(v) for k, v in verdict_counts(signals).items()}
-    shown = int((rollout.group == rollout.group[0]).sum())
-    rows = response_rows(
-      self._setup.vocabulary,
-      gathered.batch,
-      jax.tree.map(
-        lambda x: x[:shown], dataclasses.replace(rollout, prompts=None)
-      ),
-      signals,
-      kind="train",
-      advantages=scores.advantages,
-    )
-    return state, metrics, rows
+    fetch = functools.cache(lambda: exchange.whole(parts))
 
-  def _advance_fused(self, state):
+    def metrics():
+      found, _, _, signals = fetch()
+      return {
+        **{k: float(v) for k, v in found.items()},
+        **gathered.metrics,
+        **{k: float(v) for k, v in verdict_counts(signals).items()},
+      }
+
+    def rows():
+      _, scores, rollout, signals = fetch()
+      shown = int((rollout.group == rollout.group[0]).sum())
+      return response_rows(
+        self._setup.vocabulary,
+        gathered.batch,
+        jax.tree.map(
+          lambda x: x[:shown], dataclasses.replace(rollout, prompts=None)
+        ),
+        signals,
+        kind="train",
+        advantages=scores.advantages,
+      )
+
+    self._before = Outcome(
+      begin=begin,
+      times=times,
+      phase=phase,
+      launched=launched,
+      waits_for=rest[0],
+      metrics=metrics,
+      rows=rows,
+      before=self._before,
+    )
+    return state, self._before
+
+  def _dispatch_fused(self, state):
     begin = time.perf_counter()
     batch = self._choose.next_batch()
     group = self._choose.group(batch)
@@ -177,12 +205,11 @@ class ReinforcementLoop:
     state, metrics, rollout, signals, scores = self._fused(
       *(state, self._setup.reference, *self._put((batch.prompts, group)))
     )
-    jax.block_until_ready(metrics)
-    done = time.perf_counter()
+    # Waits for the rewards, where the next batch is chosen by them.
     found = self._choose.observe(batch, rollout, signals)
     gathered = _Gathered(batch, rollout, signals, None, found)
-    times = {"time/data_s": ready - begin, "time/fused_step_s": done - ready}
-    return state, (gathered, metrics, scores), times
+    times = {"time/data_s": ready - begin}
+    return state, gathered, (metrics, scores), times
 
   def _put(self, tree: Any) -> Any:
     return sharding.put_batch(tree, self._place.mesh, self._place.rules)
@@ -200,9 +227,8 @@ class ReinforcementLoop:
     )
     return _Launched(batch, rollout, greedy, round_, ready - begin)
 
-  def _verify(self, launched: _Launched, state: TrainState) -> Any:
+  def _verify(self, launched: _Launched, state: TrainState, step: int) -> Any:
     """Starts the verification; returns what has a `result`."""
-    step, key = int(state.step), exchange.whole(state.key)
     parts = [(launched.rollout, Noise.VERIFY)]
     if launched.greedy is not None:
       parts.append((launched.greedy, Noise.VERIFY_GREEDY))
@@ -224,6 +250,8 @@ class ReinforcementLoop:
         ),
       )
 
+    key = exchange.whole(state.key)
+
     def judged(rollout, use):
       verify_key = batch_key(key, jnp.int32(step), use)
       if launched.round:
@@ -235,9 +263,11 @@ class ReinforcementLoop:
       lambda: found, lambda a, b: self._join(a, b, launched.rollout.group)
     )
 
-  def _gather(self, state, drain: bool, times: dict[str, float]) -> _Gathered:
+  def _gather(
+    self, state, step: int, drain: bool, times: dict[str, float]
+  ) -> _Gathered:
     """Samples and verifies until a batch is full; adds to the times."""
-    step, key = int(state.step), state.key
+    key = state.key
     settings = self._settings
     dynamic = settings.dynamic_sampling
     rounds = None if dynamic is None else Rounds(dynamic)
@@ -248,10 +278,13 @@ class ReinforcementLoop:
         count = 0 if rounds is None else rounds.count
         launched = self._launch(state.params, key, step, count)
       current().at(f"step {step + 1}, sampling")
+      if self._before is not None:
+        # The device is at the update before until then.
+        begin = max(begin, self._before.wait())
       jax.block_until_ready(launched.rollout)
       current().at(f"step {step + 1}, verifying")
       sampled = time.perf_counter()
-      pending = self._verify(launched, state)
+      pending = self._verify(launched, state, step)
       if settings.depth and not drain and launched.round == 0:
         # The device samples batch k+1 while the workers verify batch k. It is
         # dispatched before the update, which donates these parameters.
@@ -276,17 +309,15 @@ class ReinforcementLoop:
         )
       launched = None
 
-  def _advance_split(self, state, drain):
+  def _dispatch_split(self, state, step: int, drain: bool):
     times = {"time/data_s": 0.0, "time/sample_s": 0.0, "time/verify_s": 0.0}
-    gathered = self._gather(state, drain, times)
-    begin = time.perf_counter()
+    gathered = self._gather(state, step, drain, times)
+    times["launched"] = time.perf_counter()
     # Rounds of dynamic sampling, and signals from the host, lie elsewhere.
-    current().at(f"step {int(state.step) + 1}, updating")
+    current().at(f"step {step + 1}, updating")
     batch = self._put((gathered.rollout, gathered.signals, gathered.weights))
     state, *rest = self._update(state, self._setup.reference, *batch)
-    jax.block_until_ready(rest)
-    times["time/score_update_s"] = time.perf_counter() - begin
-    return state, (gathered, *rest), times
+    return state, gathered, rest, times
 
   def host_state(self) -> dict[str, Any]:
     """Returns what the loop knows besides the state, for the checkpoint."""
@@ -370,6 +401,7 @@ class SupervisedLoop:
     self.recipe = settings.recipe(setup)
     self._settings = settings
     self._setup = setup
+    self._before: Outcome | None = None
     recipe = self.recipe
     self._place = place = _placement(recipe, setup)
     rows = place.batch
@@ -382,23 +414,29 @@ class SupervisedLoop:
       out_shardings=(place.state, place.whole),
     )
 
-  def advance(
-    self, state: TrainState, *, drain: bool
-  ) -> tuple[TrainState, dict[str, float], list[dict[str, Any]]]:
-    """Returns the state after one update, its metrics, and no responses."""
-    del drain
+  def dispatch(
+    self, state: TrainState, *, step: int, drain: bool
+  ) -> tuple[TrainState, Outcome]:
+    """Returns the state after one update, under way, and its figures."""
+    del step, drain
     begin = time.perf_counter()
     batch = self._setup.source.next_batch(self._settings.num_prompts)
     ready = time.perf_counter()
     rows = (batch.prompts, batch.targets, batch.target_mask)
     place = self._place
-    state, metrics = self._step(
+    state, found = self._step(
       state, *sharding.put_batch(rows, place.mesh, place.rules)
     )
-    metrics = {k: float(v) for k, v in exchange.whole(metrics).items()}
-    done = time.perf_counter()
-    metrics |= {"time/data_s": ready - begin, "time/update_s": done - ready}
-    return state, metrics, []
+    self._before = Outcome(
+      begin=begin,
+      times={"time/data_s": ready - begin},
+      phase="time/update_s",
+      launched=ready,
+      waits_for=found,
+      metrics=lambda: {k: float(v) for k, v in exchange.whole(found).items()},
+      before=self._before,
+    )
+    return state, self._before
 
   def credit_page(self, state: TrainState) -> str:
     """Returns nothing: targets have no credit."""

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlvr import models, sharding
+from rlvr.books import Books
 from rlvr.data import TaskSpec, open_source, required_vocab_size
 from rlvr.data.sources import TooLong
 from rlvr.evaluate import Evaluation, Evaluator
@@ -25,6 +26,7 @@ from rlvr.infra.run_folder import RunFolder
 from rlvr.infra.shared_folder import check_same_run, open_for_hosts
 from rlvr.loops import Reinforcement, Setup, Supervised
 from rlvr.meshes import ONE_DEVICE, RULES, MeshShape, Rules, make_mesh
+from rlvr.outcome import Rows
 from rlvr.recipe import Recipe
 from rlvr.sampling import Sampling
 from rlvr.step import abstract_state, init_state
@@ -286,6 +288,7 @@ def train(
     rules=rules,
   )
   latest: dict[str, float] = {}
+  books = Books(metric_log, progress, max_missing=max_missing)
 
   def evaluated(state: TrainState, step: int) -> dict[str, float]:
     begin = time.perf_counter()
@@ -293,6 +296,14 @@ def train(
     sample_log.write(step, rows)
     progress.print_samples(rows[:2], title=f"held-out, after {step} steps")
     return figures | {"time/eval_s": time.perf_counter() - begin}
+
+  def shown(state: TrainState, step: int, rows: Rows) -> dict[str, float]:
+    nonlocal latest
+    sample_log.write(step, rows[: evaluation.show])
+    if rows:
+      progress.print_samples(rows[:2], title=f"training, step {step}")
+    latest = evaluated(state, step)
+    return latest
 
   def host_data() -> dict[str, Any]:
     return {
@@ -311,29 +322,21 @@ def train(
       progress.update(0, latest)
     for step in range(start + 1, total_steps + 1):
       hosts.at(f"step {step}")
-      begin = time.perf_counter()
       due = step % evaluation.every == 0 or step == total_steps
       saves = checkpoints.due(step) or step == total_steps
-      state, metrics, rows = running.advance(state, drain=saves)
-      seconds = time.perf_counter() - begin
-      metrics["time/step_s"] = seconds
-      # What dynamic sampling threw away was sampled too.
-      tokens = metrics.get("dynamic/tokens_drawn", metrics["response/tokens"])
-      metrics["throughput/tokens_per_s"] = tokens / seconds
-      problem = _problem(metrics, max_missing)
-      if problem is None and due:
-        sample_log.write(step, rows[: evaluation.show])
-        if rows:
-          progress.print_samples(rows[:2], title=f"training, step {step}")
-        latest = evaluated(state, step)
-        metrics |= latest
-      metric_log.write(step, metrics)
-      progress.update(step, metrics)
-      if problem is not None:
+      state, outcome = running.dispatch(state, step=step - 1, drain=saves)
+      books.add(step, outcome, {})
+      # While the device is at this step, the one before is written down.
+      problem = books.settle(
+        keep=0 if due or saves else 1,
+        evaluate=functools.partial(shown, state) if due else None,
+      )
+      if saves or problem:
         checkpoints.save(step, state, host_data(), latest, force=True)
-        raise TrainingStopped(f"step {step}: {problem}")
-      if saves:
-        checkpoints.save(step, state, host_data(), latest, force=True)
+      if problem:
+        raise TrainingStopped(
+          f"{problem} (saved: the state after {step} steps)"
+        )
       if hosts.main and step == start + 1 and operative_config is not None:
         text = operative_config()
         folder.config_operative.write_text(text, encoding="utf-8")
@@ -404,37 +407,6 @@ def _devices(mesh: Mesh | None) -> str:
     return f"1 x {kind}"
   sizes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
   return f"{mesh.size} x {kind} ({sizes})"
-
-
-def _problem(metrics: dict[str, float], max_missing: float) -> str | None:
-  """Returns why the run can't go on, None if it can."""
-  if metrics["optim/nonfinite_updates"] or not math.isfinite(
-    metrics["loss/total"]
-  ):
-    bad = sorted(k for k, v in metrics.items() if not math.isfinite(v))
-    return (
-      "loss or gradient is not finite; the parameters are those before this"
-      f" update. Not finite: {bad or 'the gradient'}. Lower the learning rate,"
-      " clip the gradient norm, or look at the rewards"
-    )
-  if metrics.get("dynamic/groups_kept") == 0:
-    return (
-      f"no group was useful in {metrics['dynamic/rounds']:.0f} rounds of dynamic"
-      f" sampling; {metrics['dynamic/groups_equal']:.0f} of"
-      f" {metrics['dynamic/prompts_drawn']:.0f} had equal rewards, on average"
-      f" {metrics['dynamic/equal_reward_mean']:.3g}. Give other prompts, a warm"
-      " start, a greater group_size or DynamicSampling.max_rounds"
-    )
-  for name, missing in metrics.items():
-    if not name.startswith("reward/") or not name.endswith("/missing"):
-      continue
-    share = missing / metrics["response/count"]
-    if share > max_missing:
-      return (
-        f"{name} is {share:.0%}: the verifier fails on more than max_missing="
-        f"{max_missing:.0%} of the responses. See the verdicts in the samples"
-      )
-  return None
 
 
 def _plan(

@@ -160,6 +160,7 @@ def start(**changes):
     _LOOPS[key] = given.start(made)
   loop = _LOOPS[key]
   loop._setup, loop._ahead, loop._last = made, None, None
+  loop._before = None
   loop._choose = Chooser(
     made.source,
     num_prompts=P,
@@ -172,7 +173,9 @@ def start(**changes):
 
 def advance(loop, state, times=1, drain=False):
   for _ in range(times):
-    state, metrics, rows = loop.advance(state, drain=drain)
+    step = int(state.step)
+    state, outcome = loop.dispatch(state, step=step, drain=drain)
+    metrics, rows = outcome.metrics(), outcome.rows()
   return state, metrics, rows
 
 
