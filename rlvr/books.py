@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 
 from rlvr.infra.metrics import MetricLog
+from rlvr.infra.profile_page import Profile
 from rlvr.infra.progress import Progress
 from rlvr.outcome import Outcome, Rows
 
@@ -15,17 +16,24 @@ class Books:
   """Fetches, judges and writes the figures of steps in their order."""
 
   def __init__(
-    self, metric_log: MetricLog, progress: Progress, *, max_missing: float
+    self,
+    metric_log: MetricLog,
+    progress: Progress,
+    profile: Profile,
+    *,
+    max_missing: float,
   ):
     """Opens the books.
 
     Args:
       metric_log: a line for each step.
       progress: shows it.
+      profile: sees it too.
       max_missing: greatest share of responses without a reward.
     """
     self._log = metric_log
     self._progress = progress
+    self._profile = profile
     self._max_missing = max_missing
     self._open: collections.deque[tuple[int, Outcome, dict[str, float]]] = (
       collections.deque()
@@ -60,6 +68,7 @@ class Books:
       metrics["throughput/tokens_per_s"] = tokens / seconds
       if found := problem_of(metrics, self._max_missing):
         problem = problem or f"step {step}: {found}"
+      self._profile.add(step, metrics)
       if evaluate is not None and not problem and not self._open:
         metrics |= evaluate(step, outcome.rows())
       self._log.write(step, metrics)

@@ -44,6 +44,23 @@ def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   parser.add_argument(
     "--dry_run", action="store_true", help="print the plan and stop"
   )
+  parser.add_argument(
+    "--profile",
+    action="store_true",
+    help="trace the third and fourth step into run_dir/profile; docs/profiling.md",
+  )
+  parser.add_argument(
+    "--profile_steps",
+    metavar="FIRST-LAST",
+    help="trace these steps (10-12) instead, or +3-4 counted from the start of"
+    " this process",
+  )
+  parser.add_argument(
+    "--compile_cache",
+    metavar="FOLDER",
+    help="keep compiled programs here (JAX_COMPILATION_CACHE_DIR, else"
+    " ~/.cache/rlvr/jax); '' keeps none",
+  )
   hosts = parser.add_argument_group(
     "several hosts", "start the same command on each; see docs/hosts.md"
   )
@@ -155,6 +172,11 @@ def _run(args: argparse.Namespace, bindings: Sequence[str]) -> None:
   flags: dict[str, Any] = {"resume": args.resume, "dry_run": args.dry_run}
   if args.run_dir is not None:
     flags["run_dir"] = args.run_dir
+  if args.profile or args.profile_steps is not None:
+    steps = "+3-4" if args.profile_steps is None else args.profile_steps
+    if not steps:
+      raise ValueError("--profile_steps='': write FIRST-LAST such as 10-12")
+    flags["profile_steps"] = steps
   if not any(key[1] == "rlvr.launch.run" for key in gin.config._CONFIG):
     raise ValueError(
       "the configuration names nothing to run: give a --gin_file of gin/runs/"
@@ -167,8 +189,16 @@ def _run(args: argparse.Namespace, bindings: Sequence[str]) -> None:
   )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the command line; returns the exit status."""
+def main(
+  argv: Sequence[str] | None = None, *, compile_cache: bool = False
+) -> int:
+  """Runs the command line; returns the exit status.
+
+  Args:
+    argv: None takes the process's own.
+    compile_cache: keep compiled programs on disk where no flag says otherwise.
+      Whoever calls this from a program of his own decides that himself.
+  """
   argv = sys.argv[1:] if argv is None else argv
   args, bindings = parse_args(argv)
   # Not at the top: a mistyped flag is answered before seconds of imports.
@@ -180,6 +210,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     hosts.connect(
       hosts.HostSettings(**{n: getattr(args, n) for n in names if n in args})
     )
+    if compile_cache or args.compile_cache is not None:
+      from rlvr.infra.compilation import use_cache
+
+      said = use_cache(args.compile_cache)
+      if hosts.current().main:
+        print(said)
     _run(args, bindings)
     hosts.current().leave(0)
     return 0
@@ -208,4 +244,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  sys.exit(main(compile_cache=True))

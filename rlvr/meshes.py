@@ -329,3 +329,13 @@ def on_shards(
     )(*args)
 
   return call
+
+
+def devices_text(mesh: Mesh | None) -> str:
+  """Returns how many devices of which kind, and how the mesh has them."""
+  mesh = make_mesh(ONE_DEVICE) if mesh is None else mesh
+  kind = mesh.devices.flat[0].device_kind
+  if mesh.size == 1:
+    return f"1 x {kind}"
+  sizes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
+  return f"{mesh.size} x {kind} ({sizes})"

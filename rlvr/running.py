@@ -25,6 +25,7 @@ from rlvr.data.sources import Batch
 from rlvr.evaluate import response_rows, verify_text
 from rlvr.evaluation.credit_plot import plot_credit, trace_chain
 from rlvr.infra import exchange
+from rlvr.infra.costs import Recorded
 from rlvr.infra.hosts import current
 from rlvr.outcome import Outcome
 from rlvr.recipe import Noise, Recipe, batch_key
@@ -96,14 +97,21 @@ class ReinforcementLoop:
     reference = None if setup.reference is None else params
     group = None if recipe.even_groups else rows
     if self._on_device and settings.dynamic_sampling is None:
-      self._fused = place.jit(
-        lambda state, reference, prompts, group: step_lib.fused_step(
+
+      def fused_step(state, reference, prompts, group):
+        return step_lib.fused_step(
           recipe, verifier, state, reference, prompts, group
-        ),
-        donate_argnums=0,
-        in_shardings=(state, reference, rows, group),
-        out_shardings=(state, whole, rows, rows, None),
+        )
+
+      self._fused = Recorded(
+        place.jit(
+          fused_step,
+          donate_argnums=0,
+          in_shardings=(state, reference, rows, group),
+          out_shardings=(state, whole, rows, rows, None),
+        )
       )
+      self.programs = {"fused_step": self._fused}
       return
 
     def sample(params, prompts, key, step, group, first_id):
@@ -115,27 +123,39 @@ class ReinforcementLoop:
         greedy = step_lib.sample_greedy(recipe, params, prompts, key)
       return rollout, greedy
 
-    self._sample = place.jit(
-      sample,
-      in_shardings=(params, rows, whole, whole, group, whole),
-      out_shardings=rows,
+    def verify(rollout, key):
+      with jax.named_scope("verify"):
+        return verifier(rollout, key)
+
+    def score_and_update(state, reference, rollout, signals, weights):
+      return step_lib.score_and_update(
+        recipe, state, reference, rollout, signals, weights
+      )
+
+    self._sample = Recorded(
+      place.jit(
+        sample,
+        in_shardings=(params, rows, whole, whole, group, whole),
+        out_shardings=rows,
+      )
     )
-    self._judge = place.jit(
-      lambda rollout, key: verifier(rollout, key),
-      in_shardings=(rows, whole),
-      out_shardings=rows,
+    self._judge = Recorded(
+      place.jit(verify, in_shardings=(rows, whole), out_shardings=rows)
     )
     self._join = place.jit(step_lib.with_greedy_signals, out_shardings=rows)
-    self._update = place.jit(
-      lambda state, reference, rollout, signals, weights: (
-        step_lib.score_and_update(
-          recipe, state, reference, rollout, signals, weights
-        )
-      ),
-      donate_argnums=0,
-      in_shardings=(state, reference, rows, rows, rows),
-      out_shardings=(state, whole, None),
+    self._update = Recorded(
+      place.jit(
+        score_and_update,
+        donate_argnums=0,
+        in_shardings=(state, reference, rows, rows, rows),
+        out_shardings=(state, whole, None),
+      )
     )
+    self.programs = {
+      "sample": self._sample,
+      "verify": self._judge,
+      "score_and_update": self._update,
+    }
 
   def dispatch(
     self, state: TrainState, *, step: int, drain: bool
@@ -405,14 +425,19 @@ class SupervisedLoop:
     recipe = self.recipe
     self._place = place = _placement(recipe, setup)
     rows = place.batch
-    self._step = place.jit(
-      lambda state, prompts, targets, mask: step_lib.supervised_step(
-        recipe, state, prompts, targets, mask
-      ),
-      donate_argnums=0,
-      in_shardings=(place.state, rows, rows, rows),
-      out_shardings=(place.state, place.whole),
+
+    def supervised_step(state, prompts, targets, mask):
+      return step_lib.supervised_step(recipe, state, prompts, targets, mask)
+
+    self._step = Recorded(
+      place.jit(
+        supervised_step,
+        donate_argnums=0,
+        in_shardings=(place.state, rows, rows, rows),
+        out_shardings=(place.state, place.whole),
+      )
     )
+    self.programs = {"supervised_step": self._step}
 
   def dispatch(
     self, state: TrainState, *, step: int, drain: bool

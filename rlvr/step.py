@@ -4,7 +4,8 @@
     split:  prompts -> sample | verify on the host | score -> update
 
 Both are made of the same functions, so that they give the same numbers. All
-randomness of batch n comes from `fold_in(state.key, n)`.
+randomness of batch n comes from `fold_in(state.key, n)`. The scopes name each
+operation's phase in a profile (`rlvr.infra.costs`).
 """
 
 import dataclasses
@@ -60,6 +61,7 @@ def abstract_state(recipe: Recipe) -> TrainState:
   return jax.eval_shape(make)
 
 
+@jax.named_scope("sample")
 def sample_batch(
   recipe: Recipe,
   params: Params,
@@ -107,6 +109,7 @@ def sample_batch(
   )
 
 
+@jax.named_scope("sample")
 def sample_greedy(
   recipe: Recipe, params: Params, prompts: Prompts, key: Array
 ) -> Rollout:
@@ -147,6 +150,7 @@ def with_greedy_signals(
   return dataclasses.replace(signals, outcome={**signals.outcome, **added})
 
 
+@jax.named_scope("verify")
 def verify_on_device(
   verifier: DeviceVerifier,
   rollout: Rollout,
@@ -218,6 +222,7 @@ def scoring_context(
   )
 
 
+@jax.named_scope("score")
 def score_batch(
   recipe: Recipe,
   state: TrainState,
@@ -260,7 +265,8 @@ def score_and_update(
   scores, chain_state, probes = score_batch(
     recipe, state, reference, rollout, signals, weights
   )
-  state, metrics = update(recipe, state, rollout, scores, probes)
+  with jax.named_scope("update"):
+    state, metrics = update(recipe, state, rollout, scores, probes)
   state = dataclasses.replace(
     state, chain_state=chain_state, step=state.step + 1
   )
@@ -341,7 +347,8 @@ def supervised_step(
     weights=jnp.ones((P,), jnp.float32),
     metrics={},
   )
-  state, metrics = update(recipe, state, rollout, scores, {})
+  with jax.named_scope("update"):
+    state, metrics = update(recipe, state, rollout, scores, {})
   for name in ("policy/behavior_kl", "policy/old_logprob_mean"):
     metrics.pop(name, None)
   metrics["response/tokens"] = target_mask.sum(dtype=jnp.float32)

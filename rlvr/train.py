@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from rlvr import models, sharding
 from rlvr.books import Books
@@ -18,14 +17,24 @@ from rlvr.data.sources import TooLong
 from rlvr.evaluate import Evaluation, Evaluator
 from rlvr.infra import exchange, shards
 from rlvr.infra.checkpoints import Checkpoints
+from rlvr.infra.compilation import CompileWatch
 from rlvr.infra.hosts import current
 from rlvr.infra.metrics import MetricLog, SampleLog
+from rlvr.infra.profile_page import profile_of
+from rlvr.infra.profiling import parse_steps
 from rlvr.infra.progress import Progress
 from rlvr.infra.report import write_report
 from rlvr.infra.run_folder import RunFolder
 from rlvr.infra.shared_folder import check_same_run, open_for_hosts
 from rlvr.loops import Reinforcement, Setup, Supervised
-from rlvr.meshes import ONE_DEVICE, RULES, MeshShape, Rules, make_mesh
+from rlvr.meshes import (
+  ONE_DEVICE,
+  RULES,
+  MeshShape,
+  Rules,
+  devices_text,
+  make_mesh,
+)
 from rlvr.outcome import Rows
 from rlvr.recipe import Recipe
 from rlvr.sampling import Sampling
@@ -75,6 +84,7 @@ def train(
   tensorboard: bool = True,
   config_text: str = "",
   operative_config: Any = None,
+  profile_steps: str = "",
   resume: bool = False,
   dry_run: bool = False,
 ) -> dict[str, float]:
@@ -121,6 +131,8 @@ def train(
     tensorboard: whether to write event files.
     config_text: the configuration as given, for the run folder.
     operative_config: () -> text of the configuration as used.
+    profile_steps: "10-12", or "+3-4" for the third and fourth step of this
+      process: traced into `run_dir/profile`, with a table; "" traces none.
     resume: go on with the run in `run_dir`.
     dry_run: print the plan and stop; nothing is written.
 
@@ -180,6 +192,8 @@ def train(
     rules=rules,
   )
   recipe = loop.recipe(setup)  # contradictions are found before anything starts
+  if profile_steps:
+    parse_steps(profile_steps, total_steps)
   progress = Progress(enabled=hosts.main)
   sharding.check_rows(loop.num_prompts, "NUM_PROMPTS", devices, rules)
   if dry_run:
@@ -263,7 +277,7 @@ def train(
       status="running",
       total_steps=total_steps,
       seeds=[seed],
-      device=_devices(devices),
+      device=devices_text(devices),
       hosts=hosts.count,
       chain=loop.text(),
     )
@@ -288,7 +302,18 @@ def train(
     rules=rules,
   )
   latest: dict[str, float] = {}
-  books = Books(metric_log, progress, max_missing=max_missing)
+  watch = CompileWatch()
+  profile = profile_of(
+    folder.profile,
+    profile_steps if hosts.main else "",
+    (start, total_steps),
+    recipe,
+    prompt_length=prompt_length,
+    programs=running.programs,
+    devices=list(devices.devices.flat),
+    say=progress.message,
+  )
+  books = Books(metric_log, progress, profile, max_missing=max_missing)
 
   def evaluated(state: TrainState, step: int) -> dict[str, float]:
     begin = time.perf_counter()
@@ -315,6 +340,7 @@ def train(
 
   status = "failed: interrupted"
   try:
+    watch.start()
     progress.start(total_steps, start)
     if start == 0:
       latest = evaluated(state, 0)
@@ -324,11 +350,18 @@ def train(
       hosts.at(f"step {step}")
       due = step % evaluation.every == 0 or step == total_steps
       saves = checkpoints.due(step) or step == total_steps
-      state, outcome = running.dispatch(state, step=step - 1, drain=saves)
-      books.add(step, outcome, {})
+      watch.take()  # what evaluation and checkpoints compiled
+      with profile.step(step):
+        state, outcome = running.dispatch(state, step=step - 1, drain=saves)
+      compiled = watch.take()
+      books.add(step, outcome, compiled.metrics())
+      if compiled.names and step > start + 1:
+        progress.message(
+          f"step {step} compiled anew: {compiled.text(names=True)}"
+        )
       # While the device is at this step, the one before is written down.
       problem = books.settle(
-        keep=0 if due or saves else 1,
+        keep=0 if due or saves or profile.borders(step) else 1,
         evaluate=functools.partial(shown, state) if due else None,
       )
       if saves or problem:
@@ -337,9 +370,11 @@ def train(
         raise TrainingStopped(
           f"{problem} (saved: the state after {step} steps)"
         )
-      if hosts.main and step == start + 1 and operative_config is not None:
-        text = operative_config()
-        folder.config_operative.write_text(text, encoding="utf-8")
+      if hosts.main and step == start + 1:
+        folder.write_about(compiled=f"first step: {compiled.text()}")
+        if operative_config is not None:
+          text = operative_config()
+          folder.config_operative.write_text(text, encoding="utf-8")
     if (page := running.credit_page(state)) and hosts.main:
       folder.credit.write_text(page, encoding="utf-8")
     status = "finished"
@@ -350,6 +385,8 @@ def train(
     raise
   finally:
     progress.close()
+    profile.close()
+    watch.close()
     running.close()
     if hasattr(judge, "close"):
       judge.close()
@@ -358,6 +395,7 @@ def train(
     sample_log.close()
     if hosts.main:
       _finish(folder, progress, status)
+  progress.message(f"compiled: {watch.total().text()}")
   progress.message(f"report: {folder.report}")
   return latest
 
@@ -392,21 +430,11 @@ def _shares(loop, setup: Setup, recipe: Recipe) -> dict[str, str]:
       " share; raise NUM_PROMPTS or lower micro_batches"
     )
   return {
-    "devices": _devices(mesh),
+    "devices": devices_text(mesh),
     "table": shards.summary(rows),
     **{k: f"{v / 2**20:,.1f} MiB" for k, v in found.items()},
     "prompts of a micro-batch": prompts,
   }
-
-
-def _devices(mesh: Mesh | None) -> str:
-  """Returns how many devices of which kind, and how the mesh has them."""
-  mesh = make_mesh(ONE_DEVICE) if mesh is None else mesh
-  kind = mesh.devices.flat[0].device_kind
-  if mesh.size == 1:
-    return f"1 x {kind}"
-  sizes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
-  return f"{mesh.size} x {kind} ({sizes})"
 
 
 def _plan(
@@ -466,7 +494,7 @@ def _plan(
     "Mesh (each device holds)": _shares(loop, setup, recipe),
     "Scoring chain": loop.text(),
     "Settings": json.dumps(
-      {"sampling": repr(setup.sampling), "devices": _devices(setup.mesh)},
+      {"sampling": repr(setup.sampling), "devices": devices_text(setup.mesh)},
       indent=2,
     ),
   }

@@ -1,14 +1,14 @@
-"""A trace of some steps, and what it says in a table.
+"""A trace of some steps, and what it says.
 
-    with Profile(folder, first_step=3, num_steps=2) as profile:
-      for step in ...:
-        with profile.step(step):
-          ...
+    trace = Trace(folder, range(3, 5))
+    for step in ...:
+      with trace.step(step):
+        ...
 
 The trace is read by TensorBoard's profile plugin (`*.xplane.pb`) and by Perfetto
-(`*.trace.json.gz`). The table counts the operations that ran on each device:
-how long it had at least one under way, the rest is idle, and which kinds of
-operation took the time. Operations inside a loop are counted each time.
+(`*.trace.json.gz`). What is counted here are the operations that ran on each
+device: how long it had at least one under way, the rest is idle, and which kinds
+of operation took the time. Operations inside a loop are counted each time.
 """
 
 import collections
@@ -17,11 +17,11 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 import jax
 
 _NUMBER = re.compile(r"(\.\d+)+$")
+_STEPS = re.compile(r"(\+?)(\d+)(?:-(\d+))?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Summary:
 
 
 def operations(folder: pathlib.Path) -> list[Operation]:
-  """Returns the operations of all traces under a folder.
+  """Returns the operations of the newest trace under a folder.
 
   Raises:
     ValueError: there is no trace.
@@ -71,8 +71,9 @@ def operations(folder: pathlib.Path) -> list[Operation]:
   files = sorted(folder.rglob("*.xplane.pb"))
   if not files:
     raise ValueError(f"{folder} holds no trace (*.xplane.pb)")
+  newest = max(file.parent.name for file in files)  # named by its time
   found = []
-  for file in files:
+  for file in (f for f in files if f.parent.name == newest):
     data = jax.profiler.ProfileData.from_file(str(file))
     for plane in data.planes:
       for line in plane.lines:
@@ -98,6 +99,31 @@ def covered(intervals: Iterable[tuple[float, float]]) -> float:
     total += max(0.0, end - max(start, reached))
     reached = max(reached, end)
   return total
+
+
+def phase_seconds(
+  found: Iterable[Operation], phases: Mapping[str, Mapping[str, str]]
+) -> dict[str, float]:
+  """Returns how long the devices were at each phase, a mean over them.
+
+  Args:
+    found: operations.
+    phases: by program and instruction. An instruction of a program that isn't
+      here is of the phase named as the program, one without a phase "other".
+  """
+  spans = collections.defaultdict(list)
+  for op in found:
+    of_program = phases.get(op.module)
+    if of_program is None:
+      phase = op.module
+    else:
+      phase = of_program.get(op.name, "other")
+    spans[phase, op.device].append((op.start_ns, op.start_ns + op.duration_ns))
+  devices = len({device for _, device in spans})
+  seconds: dict[str, float] = collections.defaultdict(float)
+  for (phase, _), intervals in spans.items():
+    seconds[phase] += covered(intervals) / 1e9 / devices
+  return dict(sorted(seconds.items(), key=lambda item: -item[1]))
 
 
 def summarise(found: list[Operation]) -> Summary:
@@ -134,77 +160,60 @@ def summarise(found: list[Operation]) -> Summary:
   )
 
 
-def table(
-  summary: Summary,
-  phases: Mapping[str, float],
-  costs: Mapping[str, Mapping[str, float]],
-  *,
-  top: int = 20,
-) -> str:
-  """Returns the table as Markdown.
+def parse_steps(text: str, total_steps: int, *, start: int = 0) -> range:
+  """Returns the steps that a profile traces.
 
   Args:
-    summary: of the trace.
-    phases: seconds of each phase, a mean over the steps profiled.
-    costs: by program, "flops" and "bytes accessed" as XLA counts them in one
-      run; it counts a loop's body once.
-    top: kinds of operation that are listed.
+    text: "10-12" or "10", by number; "+3-4" counts from the process's start.
+    total_steps: of the run.
+    start: steps that were done before this process.
+
+  Returns:
+    Empty, where a resumed run has them behind it.
+
+  Raises:
+    ValueError: another text, or steps that the run doesn't have.
   """
-  lines = ["# Profile", "", "| phase | seconds a step |", "|---|---|"]
-  lines += [f"| {name} | {value:.4f} |" for name, value in phases.items()]
-  lines += ["", "| device | busy | idle |", "|---|---|---|"]
-  lines += [
-    f"| {device} | {busy:.1%} | {1 - busy:.1%} |"
-    for device, busy in summary.busy.items()
-  ]
-  if costs:
-    lines += ["", "| program | GFLOP | GB accessed |", "|---|---|---|"]
-    lines += [
-      f"| {name} | {cost.get('flops', 0) / 1e9:,.2f} |"
-      f" {cost.get('bytes accessed', 0) / 1e9:,.2f} |"
-      for name, cost in costs.items()
-    ]
-    lines += ["", "(as XLA counts one run: a loop's body once)"]
-  everything = sum(kind[3] for kind in summary.kinds)
-  lines += ["", "| program | operation | runs | seconds | share |"]
-  lines += ["|---|---|---|---|---|"]
-  lines += [
-    f"| {module} | {kind} | {runs:,} | {total:.4f} | {total / everything:.1%} |"
-    for module, kind, runs, total in summary.kinds[:top]
-  ]
-  return "\n".join(lines) + "\n"
+  found = _STEPS.fullmatch(text.strip())
+  if not found:
+    raise ValueError(
+      f"profile_steps={text!r}: write FIRST-LAST such as 10-12, or +3-4 for the"
+      " third and fourth step of this process"
+    )
+  counts_from_start, first_text, last_text = found.groups()
+  first, last = int(first_text), int(last_text or first_text)
+  if not 1 <= first <= last or last > total_steps:
+    raise ValueError(
+      f"profile_steps={text!r}: give steps between 1 and the run's last,"
+      f" {total_steps}, the first one first"
+    )
+  if counts_from_start:
+    first, last = first + start, last + start
+  return range(max(first, start + 1), min(last, total_steps) + 1)
 
 
-class Profile:
-  """Traces steps first_step .. first_step + num_steps - 1 into a folder."""
+class Trace:
+  """Traces some steps into a folder.
 
-  def __init__(
-    self, folder: str | pathlib.Path, *, first_step: int, num_steps: int
-  ):
-    """Checks the settings.
+  A step is dispatched ahead of the one before being done, so that the loop has
+  to wait for it before the trace begins and before it ends.
+  """
+
+  def __init__(self, folder: str | pathlib.Path, steps: range):
+    """Notes what is wanted; nothing is written before the first of the steps.
 
     Args:
-      folder: for the trace and profile.md.
-      first_step: the first step that is traced; the very first ones compile.
-      num_steps: how many.
-
-    Raises:
-      ValueError: a number below 1.
+      folder: for the trace.
+      steps: that are traced; the very first ones of a run compile.
     """
-    if first_step < 1 or num_steps < 1:
-      raise ValueError(
-        f"profile: first_step={first_step} and num_steps={num_steps} must be at"
-        " least 1"
-      )
     self.folder = pathlib.Path(folder)
-    self._steps = range(first_step, first_step + num_steps)
-    self._metrics: list[Mapping[str, float]] = []
+    self.steps = steps
     self._running = False
 
   @contextlib.contextmanager
   def step(self, step: int) -> Iterator[None]:
-    """Traces what happens inside, if the step is one of those asked for."""
-    if step not in self._steps:
+    """Traces what is dispatched inside, if the step is one of the traced."""
+    if step not in self.steps:
       yield
       return
     if not self._running:
@@ -214,45 +223,13 @@ class Profile:
     with jax.profiler.StepTraceAnnotation("train", step_num=step):
       yield
 
-  def add(
-    self,
-    step: int,
-    metrics: Mapping[str, float],
-    costs: Mapping[str, Mapping[str, float]] | None = None,
-  ) -> str | None:
-    """Notes a step's metrics; after the last step writes and returns the table.
+  def borders(self, step: int) -> bool:
+    """Whether what was dispatched must be done after this step."""
+    return bool(self.steps) and step in (self.steps[0] - 1, self.steps[-1])
 
-    Args:
-      step: just done.
-      metrics: its metrics; those under "time/" are the phases.
-      costs: see `table`.
-    """
-    if step not in self._steps:
-      return None
-    self._metrics.append(metrics)
-    if step != self._steps[-1]:
-      return None
-    self.close()
-    names = [n for n in self._metrics[0] if n.startswith("time/")]
-    phases = {
-      name.removeprefix("time/").removesuffix("_s"): sum(
-        m.get(name, 0.0) for m in self._metrics
-      )
-      / len(self._metrics)
-      for name in names
-    }
-    text = table(summarise(operations(self.folder)), phases, costs or {})
-    (self.folder / "profile.md").write_text(text, encoding="utf-8")
-    return text
-
-  def close(self) -> None:
-    """Ends the trace, if one is under way."""
-    if self._running:
-      self._running = False
+  def close(self) -> bool:
+    """Ends the trace, which writes it; returns whether one was under way."""
+    running, self._running = self._running, False
+    if running:
       jax.profiler.stop_trace()
-
-  def __enter__(self) -> "Profile":
-    return self
-
-  def __exit__(self, *_: Any) -> None:
-    self.close()
+    return running

@@ -57,6 +57,11 @@ class RunFolder:
     return self.path / "tensorboard"
 
   @property
+  def profile(self) -> pathlib.Path:
+    """Traces of some steps and what they say, where that was asked for."""
+    return self.path / "profile"
+
+  @property
   def about(self) -> pathlib.Path:
     """What the report's head says: `write_about`."""
     return self.path / "about.json"
