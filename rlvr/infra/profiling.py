@@ -108,16 +108,14 @@ def phase_seconds(
 
   Args:
     found: operations.
-    phases: by program and instruction. An instruction of a program that isn't
-      here is of the phase named as the program, one without a phase "other".
+    phases: by program and instruction. One without a phase counts as "other",
+      one of a program that isn't here as "other programs".
   """
   spans = collections.defaultdict(list)
   for op in found:
-    of_program = phases.get(op.module)
-    if of_program is None:
-      phase = op.module
-    else:
-      phase = of_program.get(op.name, "other")
+    phase = "other programs"
+    if op.module in phases:
+      phase = phases[op.module].get(op.name, "other")
     spans[phase, op.device].append((op.start_ns, op.start_ns + op.duration_ns))
   devices = len({device for _, device in spans})
   seconds: dict[str, float] = collections.defaultdict(float)
