@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import json
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -200,6 +202,46 @@ def plain():
   """Returns a loop without any of the settings, after one step."""
   loop, state, _ = start()
   return loop, *advance(loop, state)
+
+
+# Under way.
+
+
+def test_a_step_is_dispatched_without_waiting_for_it():
+  go = threading.Event()
+
+  def held(verdicts):
+    assert go.wait(60)
+    return verdicts
+
+  def verifier(rollout, key):
+    verdicts = device_verifier(rollout, key).verdicts["correct"]
+    shape = jax.ShapeDtypeStruct(verdicts.shape, verdicts.dtype)
+    verdicts = jax.pure_callback(held, shape, verdicts)
+    return Signals(
+      outcome={"correct": verdict_rewards(verdicts)},
+      verdicts={"correct": verdicts},
+    )
+
+  loop, state, _ = start(
+    verifier=VerifierSpec("correct", True, lambda _: verifier)
+  )
+  state, first = loop.dispatch(state, step=0, drain=False)
+  state, second = loop.dispatch(state, step=1, drain=False)
+  # The first waits for the verifier, and this thread got here all the same.
+  assert not state.step.is_ready() and first.done_at is None
+  go.set()
+  assert first.metrics()["loss/total"] != second.metrics()["loss/total"]
+  assert int(state.step) == 2
+  assert first.done_at <= second.done_at
+  # The control: the figures are waited for where they are asked for.
+  go.clear()
+  threading.Timer(0.5, go.set).start()
+  begin = time.perf_counter()
+  state, third = loop.dispatch(state, step=2, drain=False)
+  asked = time.perf_counter()
+  third.metrics()
+  assert asked - begin < 0.4 < time.perf_counter() - begin
 
 
 # Dynamic sampling.

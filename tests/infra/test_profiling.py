@@ -1,16 +1,19 @@
 """What a trace says: by hand, and of a real one."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from rlvr.infra.profiling import (
   Operation,
-  Profile,
+  Trace,
   covered,
   operations,
+  parse_steps,
+  phase_seconds,
   summarise,
-  table,
 )
 
 
@@ -36,36 +39,79 @@ def test_summary_by_hand():
     ("jit_update", "fusion", 1),
   ]
   assert summary.kinds[0][3] == pytest.approx(12e-9)
-  text = table(
-    summary, {"sample": 0.5}, {"update": {"flops": 2e9, "bytes accessed": 1e9}}
-  )
-  for row in (
-    "| sample | 0.5000 |",
-    "| 0 | 80.0% | 20.0% |",
-    "| update | 2.00 | 1.00 |",
-    "| jit_update | dot | 3 | 0.0000 | 80.0% |",
-  ):
-    assert row in text, row
+
+
+def test_phases_by_hand():
+  found = [
+    Operation("a.1", "jit_step", 0, 0.0, 4.0),
+    Operation("a.2", "jit_step", 0, 2.0, 4.0),  # side by side for 2 ns
+    Operation("b", "jit_step", 0, 6.0, 1.0),
+    Operation("c", "jit_step", 0, 7.0, 1.0),
+    Operation("a.1", "jit_evaluate", 0, 8.0, 2.0),
+    Operation("a.1", "jit_step", 1, 0.0, 2.0),
+  ]
+  phases = {"jit_step": {"a.1": "sample", "a.2": "sample", "b": "update"}}
+  # Sampling: 6 ns on device 0, 2 on device 1.
+  seconds = phase_seconds(found, phases)
+  assert seconds == {
+    "sample": pytest.approx(4e-9),
+    "update": pytest.approx(0.5e-9),
+    "other": pytest.approx(0.5e-9),
+    "other programs": pytest.approx(1e-9),
+  }
+  assert next(iter(seconds)) == "sample", "longest first"
+
+
+@pytest.mark.parametrize(
+  ("text", "start", "steps"),
+  [
+    ("10-12", 0, [10, 11, 12]),
+    ("10", 0, [10]),
+    ("+3-4", 0, [3, 4]),
+    ("+3-4", 10, [13, 14]),
+    ("+3-4", 17, [20]),  # the run has no more
+    ("+3-4", 18, []),
+    ("10-12", 11, [12]),
+    ("10-12", 12, []),
+  ],
+)
+def test_steps_to_trace(text, start, steps):
+  assert list(parse_steps(text, 20, start=start)) == steps
+
+
+@pytest.mark.parametrize(
+  "text", ["", "x", "3-", "12-10", "0-2", "19-21", "+20-21", "3,4"]
+)
+def test_steps_that_cannot_be_traced(text):
+  with pytest.raises(ValueError, match="profile_steps='"):
+    parse_steps(text, 20)
 
 
 def test_a_trace_of_two_steps(tmp_path):
   f = jax.jit(lambda x: jnp.tanh(x @ x))
   x = jnp.ones((64, 64))
   f(x).block_until_ready()
-  texts = []
-  with Profile(tmp_path / "p", first_step=2, num_steps=2) as profile:
-    for step in range(1, 5):
-      with profile.step(step):
+
+  def traced(steps):
+    trace = Trace(tmp_path / "p", steps)
+    for step in range(1, 6):
+      with trace.step(step):
         f(x).block_until_ready()
-      texts.append(profile.add(step, {"time/step_s": float(step)}))
-  assert [t is None for t in texts] == [True, True, False, True]
-  # The mean of steps 2 and 3.
-  assert "| step | 2.5000 |" in texts[2]
-  assert (tmp_path / "p" / "profile.md").read_text() == texts[2]
-  found = operations(tmp_path / "p")
-  runs = [op for op in found if op.name == found[0].name]
-  assert len(runs) == 2, "one in each of the two steps"
+      if trace.borders(step) and step == steps[-1]:
+        assert trace.close()
+    assert not trace.close(), "ended before"
+    found = operations(tmp_path / "p")
+    return sum(op.name == found[0].name for op in found)
+
+  assert traced(range(2, 4)) == 2
   assert any(p.suffix == ".gz" for p in (tmp_path / "p").rglob("*"))
+  time.sleep(1.1)  # traces are named by the second
+  # The newest trace alone counts.
+  assert traced(range(3, 4)) == 1
+  trace = Trace(tmp_path, range(3, 5))
+  assert [trace.borders(step) for step in range(1, 6)] == [
+    *(False, True, False, True, False)
+  ]
 
 
 def test_nothing_to_show(tmp_path):
@@ -73,5 +119,3 @@ def test_nothing_to_show(tmp_path):
     operations(tmp_path)
   with pytest.raises(ValueError, match="no operation"):
     summarise([])
-  with pytest.raises(ValueError, match="first_step=0"):
-    Profile(tmp_path, first_step=0, num_steps=1)
