@@ -82,6 +82,47 @@ def test_a_supervised_and_an_rl_run_leave_what_they_promise(tmp_path, capsys):
     assert name in used, name
 
 
+def test_a_profile_of_a_run(tmp_path, capsys):
+  run = tmp_path / "run"
+  arguments = runs.argv("train", run, "STEPS=4", "EVALUATE_EVERY=4")
+  assert main.main([*arguments, "--profile_steps=+2-3"]) == 0
+  said = capsys.readouterr().out
+  assert f"profile: {run / 'profile' / 'profile.md'}" in said
+  found = json.loads((run / "profile" / "profile.json").read_text())
+  assert found["steps"] == [2, 3]
+  assert found["device_s"]["sample"] > 0 and found["device_s"]["update"] > 0
+  assert list(found["host_s"]) == ["data", "fused_step", "compile"]
+  assert found["host_s"]["compile"] == 0
+  assert found["programs"]["fused_step"]["flops"] > 0
+  assert 0 < found["step_utilisation"] < 1
+  assert sum(found["device_s"].values()) < 1.1 * found["step_s"]
+  assert list((run / "profile").rglob("*.trace.json.gz"))
+  assert "Profile of steps 2 to 3" in (run / "report.html").read_text()
+  # The first step compiles, the others don't.
+  rows = read_metrics(run / "metrics.jsonl")[1:]
+  assert [r["step"] for r in rows] == [1, 2, 3, 4]
+  assert [r["time/compile_count"] > 0 for r in rows] == [True, *[False] * 3]
+  assert 0 < rows[0]["time/compile_s"] <= rows[0]["time/step_s"]
+  about = json.loads((run / "about.json").read_text())
+  assert about["compiled"].startswith("first step: ")
+  assert "compiled: " in said and "compiled anew" not in said
+
+
+@pytest.mark.parametrize(
+  "flag",
+  [
+    "--profile",  # the third and fourth of two steps
+    "--profile_steps=2-3",
+    "--profile_steps=two",
+    "--profile_steps=",
+  ],
+)
+def test_a_profile_of_steps_that_there_are_not(tmp_path, capsys, flag):
+  arguments = [*runs.argv("train", tmp_path / "r", "STEPS=2"), flag]
+  fails(arguments, capsys, "profile_steps='")
+  assert not (tmp_path / "r").exists()
+
+
 def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
   arguments = runs.argv("train", tmp_path / "run", "STEPS=3")
   assert main.main([*arguments, "--dry_run"]) == 0

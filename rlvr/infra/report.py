@@ -133,6 +133,7 @@ def _page(title: str, runs: list[_Run]) -> str:
     if first.folder.credit.exists():
       page = first.folder.credit.read_text(encoding="utf-8")
       body.append(_section("Credit of one response", page))
+    body.append(_profile(first.folder))
     body.append(
       _section("Score chain", _pre(first.about.get("chain")))
       if first.about.get("chain")
@@ -313,6 +314,20 @@ def _sample_row(row: Mapping[str, Any]) -> str:
     f"<tr>{''.join(long)}"
     f'<td><span class="chip {kind}">{_text(verdict.replace("_", " "))}</span>'
     f"</td><td>{rewards}</td><td>{_number(row.get('advantage'))}</td></tr>"
+  )
+
+
+def _profile(folder: RunFolder) -> str:
+  page = folder.profile / "profile.md"
+  if not page.is_file():
+    return ""
+  where = (
+    f"Trace and figures lie in {folder.profile.name}/ of the run's folder."
+  )
+  return _section(
+    "Profile",
+    f'<p class="quiet">{_text(where)}</p>'
+    + _pre(page.read_text(encoding="utf-8")),
   )
 
 
