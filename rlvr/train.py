@@ -376,6 +376,7 @@ def _shares(loop, setup: Setup, recipe: Recipe) -> dict[str, str]:
     sampling_rules=setup.sampling.rules,
     optimizer=recipe.optimizer,
     use_reference=loop.use_reference,
+    precision=recipe.sampling.precision,
   )
   rows = shards.param_rows(setup.model, mesh, setup.rules)
   pieces = recipe.updates_per_batch * recipe.micro_batches

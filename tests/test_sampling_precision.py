@@ -29,11 +29,12 @@ def recipe(precision, corrected=True, **changes):
   parts = (group_relative(scale_by_std=False), *([weigh] * corrected))
   plain = stepping.recipe()
   sampling = dataclasses.replace(plain.sampling, precision=precision)
-  return stepping.recipe(
-    sampling=sampling,
-    chain=chain(*parts),
-    **{"old_logprobs": "recomputed", **changes},
-  )
+  settings = {
+    "sampling": sampling,
+    "chain": chain(*parts),
+    "old_logprobs": "recomputed",
+  }
+  return stepping.recipe(**{**settings, **changes})
 
 
 INT8 = Precision(weights="int8", cache="int8")
@@ -54,7 +55,8 @@ def test_what_weighs_or_says_so_is_not():
   recipe(shown, corrected=False, old_logprobs="behavior")
   # Inside another chain, too, and masked.
   masked = masked_importance_sampling(level="token", low=0.5, high=2.0)
-  recipe(INT8, chain=chain(chain(group_relative(scale_by_std=False)), masked))
+  inside = chain(group_relative(scale_by_std=False), masked)
+  recipe(INT8, chain=chain(inside))
 
 
 def test_the_trainer_s_own_numbers_need_nothing():

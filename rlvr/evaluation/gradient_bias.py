@@ -83,8 +83,12 @@ def gradient_bias(found: ArrayLike, unbiased: ArrayLike) -> GradientBias:
   ends = whole + np.array([-2.0, 2.0]) * spread**0.5
   squares = [whole, *ends, ratio(every, best)]
   norms = np.linalg.norm(g, axis=1), np.linalg.norm(best, axis=1)
+  bias, low, high, signal = np.sqrt(np.maximum(squares, 0.0)).tolist()
   return GradientBias(
-    *np.sqrt(np.maximum(squares, 0.0)).tolist(),
+    bias,
+    low,
+    high,
+    signal,
     mean_interval(np.linalg.norm(d, axis=1) / norms[1]),
     mean_interval((g * best).sum(1) / (norms[0] * norms[1])),
   )
