@@ -32,7 +32,13 @@ from rlvr.models.kinds import (
   of_layer,
   prompt_masks_by_kind,
 )
-from rlvr.models.quantized import Quantized, kept_like, quantize
+from rlvr.models.quantized import (
+  Quantized,
+  balanced,
+  kept_like,
+  quantize,
+  quantize_keys,
+)
 from rlvr.types import Array, Params
 
 
@@ -129,19 +135,20 @@ def empty_cache(
   return constrain_cache(cache, config)
 
 
-def kept_as(cache: Cache, dtype: str | None) -> Cache:
-  """Returns the cache with its keys and values kept as `dtype`.
+def kept_as(cache: Cache, dtype: str | None, mask: Array) -> Cache:
+  """Returns a prompts' cache with its keys and values kept as `dtype`.
 
   Args:
     cache: of floats.
     dtype: a float, or "int8": one scale for each token's head. None: as it is.
+    mask: bool [rows, S], true on the prompts' tokens.
   """
   if dtype is None:
     return cache
   if dtype != "int8":
     return jax.tree.map(lambda x: x.astype(dtype), cache)
   return Cache(
-    jax.tree.map(lambda x: quantize(x, -2), cache.keys),
+    jax.tree.map(lambda x: quantize_keys(x, mask), cache.keys),
     jax.tree.map(lambda x: quantize(x, -1), cache.values),
   )
 
@@ -287,6 +294,7 @@ def decode(
     """One layer; `index` is None where keys and values are its own arrays."""
     block = block_of(config, layer)
     q, k, v = block.qkv(x, of_layer(angles, is_local))
+    q, k = balanced(q, k, prompt[0])
     keys, values = _write_kept(keys, values, k[:, 0], v[:, 0], position, index)
     own = (keys, values) if index is None else (keys[index], values[index])
     attended = attend_token(

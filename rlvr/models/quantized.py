@@ -10,11 +10,11 @@ first and its result is scaled: nothing is turned back into floats in memory.
 | what | group | practice |
 |---|---|---|
 | weights | an output channel | LLM.int8(), https://arxiv.org/abs/2208.07339 |
-| keys, values | a token's head | "per token" in KIVI, https://arxiv.org/abs/2402.02750 |
+| values | a token's head | "per token" in KIVI, https://arxiv.org/abs/2402.02750 |
+| keys | the same, of balanced channels | `quantize_keys` |
 
 KIVI takes a channel's keys as a group, which needs a window of tokens kept as
-floats until a group is full; at 8 bits there is little to win by it
-(docs/precision.md has both). Activations stay floats: decoding waits for
+floats until a group is full. Activations stay floats: decoding waits for
 memory, not for products.
 """
 
@@ -36,13 +36,16 @@ class Quantized:
 
   values: int8, q, of the array's shape.
   scale: float32, s, with size 1 along the axes of a group.
+  channel: of a prompt's keys, float32 [.., N, 1], what each channel was divided
+    by before; None: nothing.
   """
 
   values: Array
   scale: Array
+  channel: Array | None = None
 
   def __getitem__(self, index: Any) -> "Quantized":
-    return Quantized(self.values[index], self.scale[index])
+    return jax.tree.map(lambda x: x[index], self)
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -82,6 +85,46 @@ def dequantize(x: Array | Quantized, dtype: Any = jnp.float32) -> Array:
   if not isinstance(x, Quantized):
     return x.astype(dtype)
   return (x.values.astype(jnp.float32) * x.scale).astype(dtype)
+
+
+def quantize_keys(keys: Array, mask: Array) -> Quantized:
+  """Returns a prompt's keys as int8, with a scale for each token's head.
+
+  Channels of keys differ in size by far, whatever the token (KIVI, figure 2):
+  each is divided by about its greatest number in the prompt before, and the
+  queries are multiplied by it (`balanced`), as SmoothQuant does between
+  activations and weights, https://arxiv.org/abs/2211.10438. It is a power of
+  two, so that neither rounds.
+
+  Args:
+    keys: [.., rows, K, N, S].
+    mask: bool [rows, S], true on tokens: padding has no say.
+  """
+  keys = keys.astype(jnp.float32)
+  most = jnp.where(mask[:, None, None], jnp.abs(keys), 0.0).max(
+    -1, keepdims=True
+  )
+  usual = jnp.isfinite(most) & (most > 0)
+  channel = jnp.exp2(jnp.round(jnp.log2(jnp.where(usual, most, 1.0))))
+  found = quantize(keys / channel, -2)
+  return Quantized(found.values, found.scale, channel)
+
+
+def balanced(q: Array, k: Array, prompt_keys: Any) -> tuple[Array, Array]:
+  """Returns queries and keys of a token, in the units of its prompt's keys.
+
+  Args:
+    q: [B, 1, H, N].
+    k: [B, 1, K, N].
+    prompt_keys: array or `Quantized` of B rows or, group-major, fewer.
+  """
+  channel = getattr(prompt_keys, "channel", None)
+  if channel is None:
+    return q, k
+  B, _, H, _ = q.shape
+  channel = jnp.repeat(channel[..., 0], B // channel.shape[0], axis=0)[:, None]
+  channel = channel.astype(q.dtype)
+  return q * jnp.repeat(channel, H // k.shape[2], axis=2), k / channel
 
 
 def times(x_MxI: Array, weight_IxO: Array | Quantized) -> Array:

@@ -171,7 +171,7 @@ def _draw(
   last_hidden, prompt_cache = prefill(
     params, config, prompts.tokens, prompts.mask
   )
-  prompt_cache = kept_as(prompt_cache, precision.cache)
+  prompt_cache = kept_as(prompt_cache, precision.cache, prompts.mask)
   prompt_lengths = prompts.mask.sum(-1, dtype=jnp.int32)
   reading = Reading(
     trunk=params["trunk"],

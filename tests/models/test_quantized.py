@@ -126,7 +126,7 @@ def teacher_forced(kind, dtype, own_places=False):
   @jax.jit
   def run(params):
     _, kept = models.prefill(params, config, prompts.tokens, prompts.mask)
-    kept = decoding.kept_as(kept, dtype)
+    kept = decoding.kept_as(kept, dtype, prompts.mask)
     reading = decoding.Reading(
       trunk=params["trunk"],
       layers=decoding.layers_to_read(params, config),
@@ -185,3 +185,49 @@ def test_a_float_cache_of_fewer_bits():
   near(found, expected)
   assert np.abs(found - expected).max() > 1e-4
   np.testing.assert_array_equal(teacher_forced("grouped", "float32"), expected)
+
+
+def prompt_keys():
+  # Channels that differ in size, and two tokens of padding.
+  size = jnp.array([1.0, 1.0, 0.5, 100.0, 3.0, 0.01, 1.0, 20.0])
+  keys = numbers(2, 3, 8, 6) * size[None, None, :, None]
+  return keys, jnp.arange(6)[None] >= jnp.array([[2], [0]])
+
+
+def test_balanced_channels_are_nearer():
+  keys, mask = prompt_keys()
+  found = quantized.quantize_keys(keys, mask)
+
+  def wrong(of):
+    d = np.asarray(of - keys)[1]
+    return (np.abs(d).mean((0, 2)) / np.abs(keys[1]).mean((0, 2))).max()
+
+  assert wrong(dequantize(found) * found.channel) < 0.02
+  assert wrong(dequantize(quantize(keys, -2))) > 0.2
+  # Powers of two, and padding has no say.
+  exponents = np.log2(found.channel)
+  np.testing.assert_array_equal(exponents, np.round(exponents))
+  other = quantized.quantize_keys(keys.at[0, ..., :2].set(1e6), mask)
+  np.testing.assert_array_equal(other.channel, found.channel)
+  np.testing.assert_array_equal(other.values[..., 2:], found.values[..., 2:])
+  unmasked = quantized.quantize_keys(
+    keys.at[0, ..., :2].set(1e6), jnp.ones_like(mask)
+  )
+  assert (np.asarray(unmasked.channel) != np.asarray(found.channel)).any()
+
+
+def test_balancing_changes_no_score():
+  keys, mask = prompt_keys()
+  found = quantized.quantize_keys(keys, mask)
+  # 4 responses of 2 prompts, 6 heads over 3 of keys.
+  q, k = numbers(4, 1, 6, 8, seed=1), numbers(4, 1, 3, 8, seed=2)
+  q2, k2 = quantized.balanced(q, k, found)
+
+  def scores(q, k):
+    return jnp.einsum("btkrn,btkn->bkr", q.reshape(4, 1, 3, 2, 8), k)
+
+  close(scores(q2, k2), scores(q, k))
+  rows = jnp.repeat(found.channel[..., 0], 2, axis=0)
+  close(k2[:, 0] * rows, k[:, 0])
+  must_fail(close, k2, k)
+  assert quantized.balanced(q, k, keys) == (q, k)
