@@ -74,6 +74,31 @@ def test_adapters_and_norms_stay_floats():
   assert layers["attention_norm"]["scale"].dtype == jnp.float32
 
 
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"lora": models.LoRA(rank=2, alpha=4.0, projections=("query", "output"))},
+    {"unroll_layers": True, "post_norms": True, "tie_embeddings": False},
+  ],
+)
+def test_a_model_of_int8_is_that_of_the_numbers_turned_back(changes):
+  config, prompts = tiny.config(**changes), tiny.prompts()
+  params = tiny.params(config)
+  kept = sampling_params(params, config, INT8)
+  back = jax.tree.map(
+    dequantize, kept, is_leaf=lambda x: isinstance(x, Quantized)
+  )
+
+  @jax.jit
+  def hidden(params):
+    return models.forward(params, config, prompts.tokens, prompts.mask)
+
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+  mask = np.asarray(prompts.mask)
+  close(hidden(kept)[mask], hidden(back)[mask])
+  must_fail(close, hidden(kept)[mask], hidden(params)[mask])
+
+
 def test_axes_have_the_shape_of_the_parameters():
   params = sampling_params(tiny.params(CONFIG), CONFIG, INT8)
   axes = sampling_axes(models.logical_axes(CONFIG), params)
