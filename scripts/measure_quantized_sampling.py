@@ -311,7 +311,7 @@ def number(x):
 
 
 def spread(triple):
-  return f"{number(triple[0])} ({number(triple[1])}-{number(triple[2])})"
+  return f"{number(triple[0])} ({number(triple[1])} to {number(triple[2])})"
 
 
 def table_of(name, found):
@@ -359,7 +359,10 @@ def table_of(name, found):
     cells += [f"{row[e]['cosine'][0]:.5f}" for e in ("uncorrected", "token")]
     lines.append("| " + " | ".join(cells) + " |")
   errors = ", ".join(f"{k} {v:.3%}" for k, v in found["groups"].items())
-  lines += ["", f"Relative error of int8 keys and values: {errors}."]
+  lines += [
+    "",
+    f"Relative error of int8 keys and values, none balanced: {errors}.",
+  ]
   if found.get("speed"):
     pairs = ", ".join(f"{k} {v:.2f}x" for k, v in found["speed"].items())
     lines += ["", f"Tokens a second against as trained: {pairs}."]
@@ -395,7 +398,10 @@ def main():
   args = parser.parse_args()
   jax.config.update("jax_default_matmul_precision", "highest")
   if args.model is None:
-    name, (config, params) = "Small model", trained_on_a_chain()
+    name, (config, params) = (
+      "Small model (a Markov chain)",
+      trained_on_a_chain(),
+    )
   else:
     name = os.path.basename(os.path.normpath(args.model))
     config, params = models.load_pretrained(args.model)
