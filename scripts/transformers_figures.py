@@ -24,7 +24,8 @@ def main() -> int:
   parser.add_argument("--texts", default="[]", help="JSON: texts to continue")
   parser.add_argument("--num_tokens", type=int, default=40)
   args = parser.parse_args()
-  torch.set_num_threads(2)
+  # With several, each waits in a loop for the others where cores are shared.
+  torch.set_num_threads(1)
   model = transformers.AutoModelForCausalLM.from_pretrained(
     args.folder, dtype=torch.float32
   )
