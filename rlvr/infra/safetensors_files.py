@@ -183,8 +183,12 @@ def write_safetensors(
         )
       # The writer takes memory as it lies: a transposed view would be wrong.
       held[name] = np.ascontiguousarray(array)
+    (folder / file).touch()
+    mode = (folder / file).stat().st_mode
     # The metadata is what transformers looks for before it reads a file.
     save_file(held, folder / file, metadata={"format": "pt"})
+    # The writer makes a file that its owner alone can read.
+    (folder / file).chmod(mode)
     files.append(file)
     weight_map |= dict.fromkeys(names, file)
   if len(shards) > 1:
