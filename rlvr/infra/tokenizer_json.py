@@ -9,6 +9,7 @@ Formats: https://huggingface.co/docs/tokenizers/api/models and
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
+import collections
 import functools
 import json
 import os
@@ -119,6 +120,7 @@ def sentencepiece_bpe(
   """
   if len(scores) != len(tokens):
     raise ValueError(f"{len(scores)} scores for {len(tokens)} tokens")
+  _check_kinds(tokens, kinds)
   unknown = [
     t for t, kind in zip(tokens, kinds, strict=True) if kind == UNKNOWN
   ]
@@ -179,10 +181,9 @@ def _bpe_model(
 def _tokenizer(
   tokens: Sequence[str], kinds: Sequence[int], **parts: Any
 ) -> str:
-  if len(kinds) != len(tokens):
-    raise ValueError(f"{len(kinds)} kinds for {len(tokens)} tokens")
-  if len(set(tokens)) != len(tokens):
-    doubled = sorted({t for t in tokens if tokens.count(t) > 1})[:5]
+  _check_kinds(tokens, kinds)
+  counts = collections.Counter(tokens)
+  if doubled := sorted(t for t, n in counts.items() if n > 1)[:5]:
     raise ValueError(f"tokens that occur twice in the vocabulary: {doubled}")
   added = [
     {
@@ -208,6 +209,11 @@ def _tokenizer(
     },
     ensure_ascii=False,
   )
+
+
+def _check_kinds(tokens: Sequence[str], kinds: Sequence[int]) -> None:
+  if len(kinds) != len(tokens):
+    raise ValueError(f"{len(kinds)} kinds for {len(tokens)} tokens")
 
 
 def gguf_tokenizer(path: str | os.PathLike) -> tuple[str, dict[str, Any]]:
