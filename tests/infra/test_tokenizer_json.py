@@ -39,7 +39,7 @@ def trained():
   made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   made.decoder = decoders.ByteLevel()
   made.train_from_iterator(
-    TEXTS * 3,
+    [*TEXTS * 3, *["ab abc bc bca ca cab xab xbc xca"] * 9],
     trainers.BpeTrainer(
       vocab_size=300,
       special_tokens=["<|end|>"],
@@ -65,7 +65,7 @@ def test_byte_level_is_the_tokenizer_that_it_lists():
   kinds = [CONTROL if t == "<|end|>" else NORMAL for t in tokens]
   # Words that it wasn't trained on, where the order of the merges matters.
   rng = np.random.default_rng(0)
-  words = ["".join(rng.choice(list("thecaosmn"), size=9)) for _ in range(40)]
+  words = ["".join(rng.choice(list("abcx"), size=9)) for _ in range(40)]
 
   def check(merges):
     built, encode = encoder(
