@@ -160,7 +160,7 @@ def theirs(args, folder):
   return json.loads(done.stdout.splitlines()[-1])
 
 
-def compare(args, figures, nats, counts, continuations, found):
+def compare(figures, nats, counts, continuations, found):
   """Returns whether transformers found the same; fills in `figures`."""
   if found["counts"] != counts:
     print("transformers cuts the questions into other tokens")
@@ -315,7 +315,7 @@ def main(argv=None) -> int:
     if args.transformers_python:
       ids = [ids for ids, *_ in replies]
       found = theirs(args, folder)
-      agrees = compare(args, figures, nats, counts, ids, found)
+      agrees = compare(figures, nats, counts, ids, found)
       figures["agrees"] = agrees
       print("the same in three digits" if agrees else "NOT the same")
   if args.num_problems:

@@ -36,8 +36,8 @@ def read_checkpoint(data: memoryview) -> tuple[dict, dict, int]:
   dim, mlp, layers, heads, kv_heads, vocab, length = _HEADER.unpack_from(data)
   # Later versions begin with a magic number, which is no dim.
   if not (
-    (0 < dim < 1 << 16 and 0 < layers < 1 << 10 and 0 < length)
-    and (0 < heads <= dim and 0 < kv_heads <= heads and 0 < mlp and vocab)
+    (0 < dim < 1 << 16 and 0 < layers < 1 << 10 and length > 0)
+    and (0 < heads <= dim and 0 < kv_heads <= heads and mlp > 0 and vocab)
   ):
     raise ValueError(
       "--checkpoint is no llama2.c file of version 0 (export.py --version 0):"
@@ -114,13 +114,15 @@ def read_tokenizer(data: memoryview, vocab_size: int) -> str:
   tokens, scores, kinds = [], [], []
   offset = 4  # after the longest token's length
   for i in range(vocab_size):
-    if offset + _TOKEN.size > len(data):
+    score, length = 0.0, 0
+    if offset + _TOKEN.size <= len(data):
+      score, length = _TOKEN.unpack_from(data, offset)
+    offset += _TOKEN.size
+    if length < 0 or offset + length > len(data):
       raise ValueError(
         f"--tokenizer holds {i:,} tokens and the model has {vocab_size:,}: give"
         " the tokenizer that it was trained with"
       )
-    score, length = _TOKEN.unpack_from(data, offset)
-    offset += _TOKEN.size
     raw = bytes(data[offset : offset + length])
     offset += length
     kind = tokenizer_json.NORMAL

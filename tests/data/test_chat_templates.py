@@ -1,10 +1,10 @@
 """Chat templates as prompts: whose they are, and what they may not do."""
 
-import json
-
 import pytest
 
+import gin
 from rlvr.data.chat_templates import chat_prompt
+from tests import runs
 from tests.models import folders
 
 USER = "<|user|>{question}<|end|>:"
@@ -40,7 +40,7 @@ def test_a_model_without_template_has_none(tmp_path):
   assert chat_prompt(str(tmp_path)) is None
   (tmp_path / "tokenizer_config.json").unlink()
   assert chat_prompt(str(tmp_path)) is None
-  with pytest.raises(FileNotFoundError, match="nowhere.*isn't there"):
+  with pytest.raises(FileNotFoundError, match=r"nowhere.*isn't there"):
     chat_prompt(str(tmp_path / "nowhere"))
 
 
@@ -96,12 +96,8 @@ def test_the_shipped_form_is_that_of_published_templates(tmp_path):
     " '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}"
     "{{ '<|im_start|>assistant\n' }}{% endif %}"
   )
-  import gin
-  from tests import runs
-
   gin.clear_config()
   gin.parse_config_file(str(runs.ROOT / "gin" / "tasks" / "chat_chatml.gin"))
   shipped = gin.query_parameter("train.train.prompt_template")
   gin.clear_config()
   assert chat_prompt(folder_with(tmp_path, chatml)) == shipped
-  assert json.dumps(shipped)

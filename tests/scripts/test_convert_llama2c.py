@@ -136,7 +136,7 @@ def test_what_is_wrong_is_said(tmp_path, capsys):
   fails(b"ak42" + good[4:], "version 0")  # the magic of later versions
   fails(good[:5000], "cut short")
   fails(checkpoint(), "give --tokenizer")
-  fails(good[:-3000], "tokens and the model has 48")
+  fails(checkpoint() + tokenizer(count=0)[:400], "tokens and the model has 48")
   fails(good, "nowhere", f"--tokenizer={tmp_path / 'nowhere'}")
   (tmp_path / "there").mkdir()
   file = tmp_path / "good.bin"
