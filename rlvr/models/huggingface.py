@@ -235,17 +235,21 @@ def _array(
     )
     if bounds in made:
       return made[bounds]
-    out = np.empty([b - a for a, b in bounds], jnp.dtype(dtype))
     if None in parts:
-      out[...] = _read(tensors, *parts[None], shape, bounds)
+      found = _read(tensors, *parts[None], shape, bounds)
+      # No copy of what is so already: this may be the greatest array.
+      out = np.asarray(found, jnp.dtype(dtype), order="C")
     else:
+      out = np.empty([b - a for a, b in bounds], jnp.dtype(dtype))
       first, last = bounds[0]
       for row, layer in enumerate(range(first, last)):
         out[row] = _read(tensors, *parts[layer], shape[1:], bounds[1:])
     made[bounds] = out
     return out
 
-  return jax.make_array_from_callback(shape, sharding, part)
+  # Waits: what JAX still copies of one array would lie beside the next.
+  array = jax.make_array_from_callback(shape, sharding, part)
+  return jax.block_until_ready(array)
 
 
 def _read(

@@ -5,6 +5,7 @@ import builtins
 import numpy as np
 import pytest
 
+from rlvr.infra import gguf_files
 from rlvr.infra.gguf_files import GGUFFile
 
 gguf = pytest.importorskip("gguf", reason="pip install 'rlvr[gguf]'")
@@ -44,7 +45,10 @@ def test_metadata(path):
   assert file.quantisation() == {"F32": 2, "F16": 1, "Q8_0": 1}
 
 
-def test_parts_are_those_of_the_whole(path):
+@pytest.mark.parametrize("numbers", [1 << 20, 130, 1])
+def test_parts_are_those_of_the_whole(path, numbers, monkeypatch):
+  # 130 numbers at a time are 2 rows of 64.
+  monkeypatch.setattr(gguf_files, "_CHUNK", numbers)
   file = GGUFFile(path)
   whole = {
     "plain": MATRIX,
@@ -57,6 +61,7 @@ def test_parts_are_those_of_the_whole(path):
     (slice(2, 4), slice(None)),
     (slice(2, 4), slice(3, 40)),
     (slice(4, 6), slice(0, 64)),
+    (slice(1, 6), slice(None)),
   ]
   for name, values in whole.items():
     assert file.shape(name) == values.shape
@@ -66,6 +71,8 @@ def test_parts_are_those_of_the_whole(path):
       assert found.dtype == np.float32
       np.testing.assert_array_equal(found, values[index], err_msg=name)
   assert np.abs(whole["blocks"] - MATRIX).max() > 1e-4
+  with pytest.raises(ValueError, match="must follow each other"):
+    file.read("plain", (slice(0, 4, 2), slice(None)))
 
 
 def test_only_the_rows_asked_for_are_dequantised(path, monkeypatch):

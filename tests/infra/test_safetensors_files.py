@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from rlvr.infra import safetensors_files
 from rlvr.infra.safetensors_files import (
   INDEX,
   SINGLE,
@@ -68,6 +69,28 @@ def test_what_is_written_is_read_by_parts(most, groups, tmp_path):
         found = folder.read(name, index)
         assert found.dtype == whole.dtype
         np.testing.assert_array_equal(found, whole[index])
+
+
+def test_what_was_read_does_not_stay_mapped(tmp_path, monkeypatch):
+  # "a" has 96 bytes: each second read of it opens the file anew.
+  opened_files = []
+  really = safetensors_files._open
+  monkeypatch.setattr(safetensors_files, "_MAPPED", 100)
+  monkeypatch.setattr(
+    safetensors_files,
+    "_open",
+    lambda path: opened_files.append(path.name) or really(path),
+  )
+  written(tmp_path)
+  with SafetensorsFolder(tmp_path) as folder:
+    opened_files.clear()
+    kept = [folder.read("a", (slice(None), slice(None))) for _ in range(5)]
+    assert opened_files == [SINGLE] * 2
+    np.testing.assert_array_equal(
+      folder.read("b", (slice(None),)), TENSORS["b"]
+    )
+  for array in kept:  # is no view of the file
+    np.testing.assert_array_equal(array, TENSORS["a"])
 
 
 def test_a_transposed_view_is_written_as_it_reads(tmp_path):
