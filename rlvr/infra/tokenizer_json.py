@@ -85,7 +85,12 @@ def byte_level_bpe(
       f"pre_tokenizer={pre_tokenizer!r} is not known; there are"
       f" {sorted(_PRE_TOKENIZERS)}: give the family's own tokenizer.json"
     )
-  model = _bpe_model(tokens, [merge.split(" ", 1) for merge in merges])
+  model = _bpe_model(
+    tokens,
+    [merge.split(" ", 1) for merge in merges],
+    # Llama 3 has words that no sequence of its merges makes.
+    ignore_merges=pre_tokenizer == "llama-bpe",
+  )
   return _tokenizer(
     tokens,
     kinds,
@@ -164,9 +169,11 @@ def _bpe_model(
   tokens: Sequence[str],
   merges: list[list[str]],
   unknown: str | None = None,
+  ignore_merges: bool = False,
 ) -> dict[str, Any]:
   return {
     "type": "BPE",
+    "ignore_merges": ignore_merges,
     "dropout": None,
     "unk_token": unknown,
     "continuing_subword_prefix": None,

@@ -109,6 +109,15 @@ def test_qwen_alone_composes_characters():
     assert same == composed, name
 
 
+def test_llama_3_takes_whole_words_before_it_merges():
+  tokens = [*folders.byte_tokens(), "bc", "abc"]  # "abc" by no merge
+  for name, expected in (("llama-bpe", [257]), ("qwen2", [97, 256])):
+    _, encode = encoder(
+      byte_level_bpe(tokens, ["b c"], [NORMAL] * 258, pre_tokenizer=name)
+    )
+    assert encode("abc").ids == expected, name
+
+
 def test_special_tokens_are_one_token_and_others_text():
   text = folders.tokenizer()
   tokenizer, encode = encoder(text)
