@@ -132,7 +132,9 @@ def main():
     found = program.memory_analysis()
     sent = {
       kind: one.sent_bytes
-      for kind, one in read_work(program.as_text()).collectives.items()
+      for kind, one in read_work(
+        program.as_text(), num_devices=shape[0] * shape[1] * shape[2]
+      ).collectives.items()
     }
     held, temporary = (
       n / 2**20
