@@ -27,8 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlvr import models
-from rlvr.data import gsm8k_task, huggingface_vocabulary
-from rlvr.data.chat_templates import chat_prompt
+from rlvr.data import chat_prompt, gsm8k_task, huggingface_vocabulary
 from rlvr.evaluate import decode_responses
 from rlvr.evaluation import ratio_interval, wilson_interval
 from rlvr.sampling import Sampling, sample

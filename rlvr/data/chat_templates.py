@@ -1,6 +1,6 @@
 """Chat templates of published models, as prompts with `{question}` in them.
 
-    train.train.prompt_template = chat_prompt("SmolLM2-135M-Instruct")
+    train.train.prompt_template = @data.chat_prompt()
 
 Format: https://huggingface.co/docs/transformers/chat_templating. A template is
 a program in a downloaded file: it runs in Jinja's sandbox, which lets it reach
@@ -17,20 +17,23 @@ from rlvr.infra.tokenizer_json import gguf_tokenizer
 _QUESTION = "{question}"
 
 
-def chat_prompt(path: str, system: str | None = None) -> str | None:
+def chat_prompt(
+  path: str, *, system: str | None = None, default: str | None = None
+) -> str:
   """Returns the prompt of one user's turn, by the model's own chat template.
 
   Args:
     path: a Hugging Face folder, its tokenizer.json, or a .gguf file.
     system: the system turn; None leaves it to the template.
+    default: returned where the model has no template; None refuses it.
 
   Returns:
-    Text that holds `{question}` once and ends where the answer begins; None
-    where the model has no template.
+    Text that holds `{question}` once and ends where the answer begins.
 
   Raises:
     FileNotFoundError: no such file or folder.
-    ValueError: a template that can't be rendered, or that changes the question.
+    ValueError: no template, one that can't be rendered, or one that changes the
+      question.
   """
   fields = _fields(path)
   template = fields.get("chat_template")
@@ -38,7 +41,12 @@ def chat_prompt(path: str, system: str | None = None) -> str | None:
     named = {entry["name"]: entry["template"] for entry in template}
     template = named.get("default")
   if not template:
-    return None
+    if default is not None:
+      return default
+    raise ValueError(
+      f"{path} has no chat template (a base model?): write the prompt by hand"
+      " (train.train.prompt_template, gin/tasks/chat_*.gin)"
+    )
   turns = [{"role": "user", "content": _QUESTION}]
   if system is not None:
     turns.insert(0, {"role": "system", "content": system})

@@ -37,9 +37,11 @@ def test_a_folders_template_asks_the_question(tmp_path):
 
 def test_a_model_without_template_has_none(tmp_path):
   folders.write_tokenizer(tmp_path)
-  assert chat_prompt(str(tmp_path)) is None
-  (tmp_path / "tokenizer_config.json").unlink()
-  assert chat_prompt(str(tmp_path)) is None
+  for _ in range(2):
+    assert chat_prompt(str(tmp_path), default="{question}") == "{question}"
+    with pytest.raises(ValueError, match=r"has no chat template .*by hand"):
+      chat_prompt(str(tmp_path))
+    (tmp_path / "tokenizer_config.json").unlink(missing_ok=True)
   with pytest.raises(FileNotFoundError, match=r"nowhere.*isn't there"):
     chat_prompt(str(tmp_path / "nowhere"))
 

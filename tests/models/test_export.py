@@ -17,7 +17,7 @@ CONFIG = tiny.config(vocab_size=260, qkv_bias=True, max_positions=64)
 PARAMS = tiny.params(CONFIG)
 RUN = (
   *("models/from_huggingface", "tasks/arithmetic", "tasks/huggingface"),
-  *("methods/grpo", "runs/train"),
+  *("tasks/chat_of_model", "methods/grpo", "runs/train"),
 )
 
 
@@ -33,7 +33,7 @@ def run(tmp_path_factory):
   """Returns a published folder and the folder of a run of one step from it."""
   root = tmp_path_factory.mktemp("export")
   folder = models.save_huggingface(root / "published", CONFIG, PARAMS)
-  folders.write_tokenizer(folder)
+  folders.write_tokenizer(folder, chat_template=folders.TEMPLATE)
   (folder / "generation_config.json").write_text(
     json.dumps({"eos_token_id": [257, 258]})
   )
@@ -43,6 +43,7 @@ def run(tmp_path_factory):
     *("GROUP_SIZE=2", "WARMUP_UPDATES=1", "FSDP=1", "MAX_TOKENS=4"),
     *("data.arithmetic_task.num_train=8", "data.arithmetic_task.num_heldout=2"),
     *("evaluate.Evaluation.num_prompts=2", "train.train.tensorboard=False"),
+    "train.train.prompt_length=16",  # the template adds four tokens
     # So that the step moves the parameters, whatever the rewards are.
     "LEARNING_RATE=0.01",
   )
@@ -88,6 +89,16 @@ def test_a_run_from_a_folder_is_written_and_loads_again(run, tmp_path, capsys):
     tiny.params(CONFIG, seed=1)["trunk"]["embedding"],
     atol=0.05,
   )
+
+
+def test_prompts_are_turns_of_the_models_own_template(run):
+  lines = (run[1] / "samples.jsonl").read_text().splitlines()
+  prompts = [json.loads(line)["prompt"] for line in lines]
+  assert prompts
+  for prompt in prompts:
+    assert prompt.startswith("<|user|>"), prompt
+    # The vocabulary decodes its end token to nothing.
+    assert prompt.endswith(":"), prompt
 
 
 def test_flags_replace_what_the_run_says(run, tmp_path, capsys):
