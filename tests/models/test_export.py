@@ -97,8 +97,7 @@ def test_prompts_are_turns_of_the_models_own_template(run):
   assert prompts
   for prompt in prompts:
     assert prompt.startswith("<|user|>"), prompt
-    # The vocabulary decodes its end token to nothing.
-    assert prompt.endswith(":"), prompt
+    assert prompt.endswith("<|end|>:"), prompt
 
 
 def test_flags_replace_what_the_run_says(run, tmp_path, capsys):
