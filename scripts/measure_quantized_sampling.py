@@ -316,7 +316,7 @@ def spread(triple):
 
 def table_of(name, found):
   """Returns a model's part of docs/precision.md."""
-  first = found["options"]["as trained"]
+  first = next(iter(found["options"].values()))
   settings = found["settings"]
   lines = [
     f"### {name}",
