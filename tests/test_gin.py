@@ -26,6 +26,7 @@ _AFTER = {
   "chat_chatml": ("gsm8k", "huggingface"),
   "chat_gemma": ("gsm8k", "huggingface"),
   "chat_llama3": ("gsm8k", "huggingface"),
+  "chat_of_model": ("gsm8k", "huggingface"),
 }
 # As is a file that only changes a model.
 _MODEL_AFTER = {"lora": ("tiny",)}
@@ -79,6 +80,15 @@ def test_model_parses(model):
     [],
   )
   assert set(main.unused_macros()) <= _RL_ONLY
+
+
+@pytest.mark.parametrize(
+  "precision", sorted(p.stem for p in (GIN / "sampling").glob("*.gin"))
+)
+def test_sampling_parses_and_uses_its_macros(precision):
+  chosen = ["models/tiny", "tasks/arithmetic", "methods/importance_sampling"]
+  main.load_config(files(*chosen, "runs/train", f"sampling/{precision}"), [])
+  assert main.unused_macros() == []
 
 
 @pytest.mark.parametrize(

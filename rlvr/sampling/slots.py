@@ -19,10 +19,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rlvr.meshes import num_shards
 from rlvr.models import ModelConfig, logits
 from rlvr.models.decoding import (
   Cache,
   Reading,
+  cache_dtype,
   decode,
   empty_cache,
   longer_cache,
@@ -68,14 +70,16 @@ def stages(max_tokens: int, first: int = 64) -> list[int]:
 def widths(num_slots: int, max_tokens: int, least: int = 64) -> list[int]:
   """Returns the numbers of slots that what is left over moves to, in turn.
 
-  Each is a loop to compile: short responses aren't worth it.
+  Each is a loop to compile: short responses aren't worth it. Nor is it where
+  the mesh cuts the batch: what is left would cross it to be moved, and then
+  leave most of it without work.
 
   Args:
     num_slots: N.
     max_tokens: T.
     least: T up to which there is no move.
   """
-  if max_tokens <= least:
+  if max_tokens <= least or num_shards("batch", num_slots) > 1:
     return []
   return [n for n in (num_slots // 4, num_slots // 16) if n >= 4]
 
@@ -109,7 +113,9 @@ def decode_all(
     position=jnp.int32(0),
     token=first.tokens[:, 0],
     ended=_done(first, limits),
-    cache=empty_cache(config, B, min(stages(T)[0], T)),
+    cache=empty_cache(
+      config, B, min(stages(T)[0], T), cache_dtype(reading.prompts)
+    ),
   )
   step = _stepper(config, uniform, limits, pick, end_id, pad_id)
 
@@ -262,7 +268,9 @@ def decode_queued(
     position=jnp.zeros((num_slots,), jnp.int32),
     token=jnp.full((num_slots,), pad_id, jnp.int32),
     ended=jnp.ones((num_slots,), bool),
-    cache=empty_cache(config, num_slots, stages(T)[0]),
+    cache=empty_cache(
+      config, num_slots, stages(T)[0], cache_dtype(reading.prompts)
+    ),
   )
   carry: Any = (slots, first, own, jnp.int32(0))
   for length in stages(T):
@@ -366,6 +374,12 @@ def _done(drawn: Drawn, limits: Array) -> Array:
   return drawn.finished | (drawn.lengths >= limits)
 
 
+def _column(x: Array, at: Array, values: Array, keep: Array) -> Array:
+  """Returns x [B, T] with `values` [B] in column `at`, but in rows to keep."""
+  values = jnp.where(keep, x[:, at], values)
+  return jax.lax.dynamic_update_slice(x, values[:, None], (0, at))
+
+
 def _stepper(config, uniform, limits, pick, end_id, pad_id):
   """Returns (reading, slots, drawn) -> (slots, drawn) after one more token."""
   B = uniform.shape[0]
@@ -379,20 +393,35 @@ def _stepper(config, uniform, limits, pick, end_id, pad_id):
     )
     z = logits({"trunk": reading.trunk}, config, hidden)
     # An ended slot draws too and what it draws is written nowhere.
-    response = jnp.where(slots.ended, B, slots.response)
-    place = jnp.broadcast_to(position, response.shape)
-    u = uniform.at[response, place].get(mode="fill", fill_value=0.0)
+    if slots.position.ndim:
+      response = jnp.where(slots.ended, B, slots.response)
+      u = uniform.at[response, position].get(mode="fill", fill_value=0.0)
+      limit = limits.at[response].get(mode="fill", fill_value=0)
+    else:  # all at one place, in their own rows: a column
+      u, limit = uniform[:, position], limits
     token, logprob = pick(z, u)
     token = jnp.where(slots.ended, pad_id, token)
     finished = (token == end_id) & ~slots.ended
-    drawn = Drawn(
-      tokens=drawn.tokens.at[response, place].set(token, mode="drop"),
-      logprobs=drawn.logprobs.at[response, place].set(logprob, mode="drop"),
-      lengths=drawn.lengths.at[response].set(place + 1, mode="drop"),
-      finished=drawn.finished.at[response].set(finished, mode="drop"),
-    )
-    limit = limits.at[response].get(mode="fill", fill_value=0)
-    ended = slots.ended | finished | (place + 1 >= limit)
+    if slots.position.ndim:
+
+      def put(x, *where_and_value):
+        *where, value = where_and_value
+        return x.at[(response, *where)].set(value, mode="drop")
+
+      drawn = Drawn(
+        tokens=put(drawn.tokens, position, token),
+        logprobs=put(drawn.logprobs, position, logprob),
+        lengths=put(drawn.lengths, position + 1),
+        finished=put(drawn.finished, finished),
+      )
+    else:
+      drawn = Drawn(
+        tokens=_column(drawn.tokens, position, token, slots.ended),
+        logprobs=_column(drawn.logprobs, position, logprob, slots.ended),
+        lengths=jnp.where(slots.ended, drawn.lengths, position + 1),
+        finished=drawn.finished | finished,
+      )
+    ended = slots.ended | finished | (position + 1 >= limit)
     return slots._replace(
       position=position, token=token, ended=ended, cache=cache
     ), drawn
