@@ -75,6 +75,14 @@ class Books:
       self._progress.update(step, metrics)
     return problem
 
+  def close(self) -> None:
+    """Writes what is done already, where a run ends before its time."""
+    try:
+      while self._open and self._open[0][1].ready():
+        self.settle(keep=len(self._open) - 1)
+    except Exception as error:  # the run's own error must not be hidden
+      self._progress.message(f"the last figures are lost: {error}")
+
 
 def problem_of(metrics: dict[str, float], max_missing: float) -> str:
   """Returns why the run can't go on, "" if it can.

@@ -55,6 +55,10 @@ class Outcome:
     self._rows = rows
     self._before = before
 
+  def ready(self) -> bool:
+    """Returns whether the device is done with it, without waiting."""
+    return all(x.is_ready() for x in jax.tree.leaves(self._waits_for))
+
   def wait(self) -> float:
     """Returns when the step was done, once it is.
 

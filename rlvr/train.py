@@ -383,6 +383,8 @@ def train(
     hosts.post(error)
     raise
   finally:
+    if not hosts.several:  # else some may wait for hosts that will not come
+      books.close()
     progress.close()
     profile.close()
     watch.close()

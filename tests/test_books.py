@@ -35,6 +35,9 @@ class Fake:
   def rows(self):
     return [{"step": self.step}]
 
+  def ready(self):
+    return self.step < 3
+
 
 @pytest.fixture
 def opened(tmp_path):
@@ -63,6 +66,31 @@ def test_the_newest_step_is_left_to_the_device(opened):
   assert written()[0]["throughput/tokens_per_s"] == 25.0
   # The control: without a step's grace the device would be waited for.
   assert books.settle(keep=0) == "" and asked == [1, 2]
+
+
+def test_a_run_that_ends_early_keeps_what_is_done(opened):
+  books, written = opened
+  asked = []
+  for step in (1, 2, 3):
+    books.add(step, Fake(asked, step), {})
+  books.close()
+  # Nobody waits for the third, which the device is still at.
+  assert asked == [1, 2]
+  assert [row["step"] for row in written()] == [1, 2]
+
+
+def test_figures_that_cannot_be_had_hide_no_error(opened, capsys):
+  books, written = opened
+  broken = Fake([], 1)
+  broken.metrics = lambda: 1 / 0
+  books.add(1, broken, {})
+  books.close()
+  assert written() == []
+  books.add(2, Fake([], 2), {})
+  # The control: in a run that goes on, it is an error.
+  books.add(3, broken, {})
+  with pytest.raises(ZeroDivisionError):
+    books.settle(keep=0)
 
 
 def test_an_evaluation_stands_with_its_step(opened):
