@@ -9,6 +9,7 @@ import optax
 
 from rlvr import models
 from rlvr.objectives.terms import Statistic, Term
+from rlvr.packing import PACKING, Packing
 from rlvr.probes.compute import PROBES, ProbeSettings, check_probes
 from rlvr.rewards.algebra import Transform
 from rlvr.sampling import Sampling
@@ -78,6 +79,8 @@ class Recipe:
   # Whether a greedy response to each prompt is sampled and verified as well:
   # its rewards are outcome rewards "greedy_<name>" of all its group.
   greedy_baseline: bool = False
+  # How score and update leave padding out; None computes all of [B, T].
+  packing: Packing | None = PACKING
 
   def __post_init__(self):
     pieces = self.updates_per_batch * self.micro_batches

@@ -3,13 +3,38 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
+import jax
 import jax.numpy as jnp
 
-from rlvr import models
+from rlvr import models, packing
+from rlvr.models.kept_prompts import KeptPrompts, forward_behind, keep_prompts
 from rlvr.objectives.terms import Statistic
+from rlvr.packing import Packing
 from rlvr.probes.compute import Scorer
 from rlvr.sampling import Sampling
 from rlvr.types import Array, Params
+
+
+def _statistics(
+  model: models.ModelConfig,
+  params: Params,
+  hidden: Array,
+  tokens: Array,
+  temperature: float,
+  statistics: Mapping[str, Statistic] | None,
+) -> dict[str, Array]:
+  found = models.token_statistics(
+    params, model, hidden, tokens, temperature=temperature, extra=statistics
+  )
+  out = {
+    f.name: getattr(found, f.name)
+    for f in dataclasses.fields(found)
+    if f.name != "extra"
+  }
+  out |= found.extra | {"hidden": hidden.astype(jnp.float32)}
+  if model.value_head:
+    out["values"] = models.values(params, model, hidden)
+  return out
 
 
 def scorer_of(
@@ -31,23 +56,92 @@ def scorer_of(
     hidden = models.forward_responses(
       params, model, prompt_tokens, prompt_mask, tokens, mask, group
     )
-    found = models.token_statistics(
-      params,
-      model,
-      hidden,
-      tokens,
-      temperature=temperature,
-      extra=statistics,
+    return _statistics(model, params, hidden, tokens, temperature, statistics)
+
+  return score
+
+
+def kept_scorer_of(
+  model: models.ModelConfig,
+  params: Params,
+  kept: KeptPrompts,
+  temperature: float,
+  statistics: Mapping[str, Statistic] | None = None,
+) -> Scorer:
+  """Returns `scorer_of` for responses to prompts that are computed already.
+
+  Args:
+    model: the model's shape.
+    params: its parameters.
+    kept: of the prompts that the scorer will be called with; it needs `group`.
+    temperature: divides the logits.
+    statistics: functions of the logits, see `Term.statistics`.
+  """
+
+  def score(prompt_tokens, prompt_mask, tokens, mask, group):
+    del prompt_tokens
+    hidden = forward_behind(
+      params, model, kept, prompt_mask, tokens, mask, group
     )
-    out = {
-      f.name: getattr(found, f.name)
-      for f in dataclasses.fields(found)
-      if f.name != "extra"
-    }
-    out |= found.extra | {"hidden": hidden.astype(jnp.float32)}
-    if model.value_head:
-      out["values"] = models.values(params, model, hidden)
-    return out
+    return _statistics(model, params, hidden, tokens, temperature, statistics)
+
+  return score
+
+
+def packed_scorer_of(
+  model: models.ModelConfig,
+  params: Params,
+  temperature: float,
+  settings: Packing | None,
+  names: frozenset[str],
+) -> Scorer:
+  """Returns `scorer_of` that computes little padding; it has no gradient.
+
+  A batch for which that would be no less work is computed in one piece. What is
+  returned for padding is 0 or anything, and 0 behind the last piece.
+
+  Args:
+    model: the model's shape.
+    params: its parameters.
+    temperature: divides the logits.
+    settings: None computes all batches in one piece.
+    names: what of it is returned.
+  """
+  whole = scorer_of(model, params, temperature)
+  if settings is None:
+    return whole
+
+  def score(prompt_tokens, prompt_mask, tokens, mask, group):
+    (P, S), (B, T) = prompt_tokens.shape, tokens.shape
+
+    def in_one():
+      found = whole(prompt_tokens, prompt_mask, tokens, mask, group)
+      return {k: found[k] for k in names}
+
+    shapes = packing.piece_shapes(
+      settings, rows=B, length=T, prompt_length=S, most_rows=B
+    )
+    if len(shapes) == 1:
+      return in_one()
+    plan = packing.plan(shapes, mask.sum(-1, dtype=jnp.int32))
+    prompt_of = jnp.repeat(jnp.arange(P), B // P) if group is None else group
+
+    def in_pieces():
+      kept = keep_prompts(params, model, prompt_tokens, prompt_mask)
+      part = kept_scorer_of(model, params, kept, temperature)
+
+      def body(out, rows, length):
+        taken = packing.take_rows((tokens, mask), rows, length, T)
+        of = packing.take_rows(prompt_of, rows, length, T)
+        found = part(prompt_tokens, prompt_mask, *taken, of)
+        return {k: packing.put_rows(out[k], rows, found[k]) for k in names}
+
+      zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(in_one)
+      )
+      return packing.over_pieces(shapes, plan, zeros, body)
+
+    return jax.lax.cond(packing.saves(plan, B * T), in_pieces, in_one)
 
   return score
 

@@ -4,42 +4,60 @@ A batch is cut into `updates_per_batch` updates, each into `micro_batches`
 pieces, by responses in the order of a permutation of the prompts. With even
 groups a piece holds whole groups and computes each prompt once; with uneven
 ones it may end inside a group, and computes the prompts that it touches.
+
+Where that is less work an update is cut otherwise, by the responses' lengths
+(`rlvr.packing`), with its prompts computed before and their gradient behind it.
 """
 
 import dataclasses
+import math
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from rlvr import models
+from rlvr import models, packing
 from rlvr.meshes import constrain_rows, constrain_tree
+from rlvr.models.kept_prompts import KeptPrompts, keep_prompts
 from rlvr.objectives.terms import LossInputs
-from rlvr.probes.compute import compute_probes
+from rlvr.probes.compute import ANSWER_PROBES, OTHER_PROMPTS, compute_probes
 from rlvr.recipe import Noise, Recipe, batch_key
-from rlvr.scorers import scorer_of, trainer_temperature
+from rlvr.scorers import kept_scorer_of, scorer_of, trainer_temperature
 from rlvr.segments import masked_mean
 from rlvr.types import Array, Params, Prompts, Rollout, Scores, TrainState
 
 
-def _loss(recipe: Recipe, params: Params, piece, coefficients):
-  """Returns the sum of coefficient · loss over one piece, and metric sums."""
+def _loss(
+  recipe: Recipe, params: Params, piece, kept: KeptPrompts | None = None
+):
+  """Returns the sum of coefficient · loss over one piece, and metric sums.
+
+  Args:
+    recipe: the step's settings.
+    params: the policy's parameters.
+    piece: rows of an update with their coefficients, and their prompts.
+    kept: what responses need of the prompts, where that is computed already.
+  """
   rollout = piece["rollout"]
   passes = frozenset().union(*(t.passes for t in recipe.terms))
   statistics = recipe.statistics
   own = {"values"} if recipe.model.value_head else set()
+  coefficients = piece["coefficients"]
+  temperature = trainer_temperature(recipe.sampling)
+  if kept is None:
+    policy = scorer_of(recipe.model, params, temperature, statistics)
+  else:
+    policy = kept_scorer_of(recipe.model, params, kept, temperature, statistics)
   # As probes, so that what shares a forward pass with the response's (z_c
   # behind it) costs no second one.
   found = compute_probes(
     passes | own | {"logprobs", "entropies"},
     rollout,
-    policy=scorer_of(
-      recipe.model, params, trainer_temperature(recipe.sampling), statistics
-    ),
+    policy=policy,
     reference=None,
     settings=recipe.probe_settings,
-    even_groups=recipe.even_groups,
+    even_groups=recipe.even_groups and kept is None,
     stop_gradient=False,
     statistics=statistics,
   )
@@ -127,6 +145,54 @@ def touched_prompts(prompts: Prompts, group: Array) -> tuple[Prompts, Array]:
   return jax.tree.map(lambda x: x[rows], prompts), local
 
 
+def _shapes(
+  recipe: Recipe, shape: tuple[int, ...], prompts: Prompts
+) -> tuple[packing.Shape, ...]:
+  """Returns the pieces into which an update [b, T] can be cut; one: it can't."""
+  rows, length = shape
+  whole = (packing.Shape(rows, length),)
+  if recipe.packing is None:
+    return whole
+  if OTHER_PROMPTS.union() & frozenset().union(
+    *(t.passes for t in recipe.terms)
+  ):
+    return whole
+  return packing.piece_shapes(
+    recipe.packing,
+    rows=rows,
+    length=length,
+    prompt_length=prompts.tokens.shape[1],
+    most_rows=rows // recipe.micro_batches,
+  )
+
+
+def _kept_in_pieces(
+  recipe: Recipe, params: Params, prompts: Prompts, pieces: int
+) -> KeptPrompts:
+  """Returns what responses need of the prompts; memory is as of one piece."""
+  pieces = math.gcd(pieces, prompts.tokens.shape[0])
+
+  def keep(args):
+    return keep_prompts(params, recipe.model, *args)
+
+  given = (prompts.tokens, prompts.mask)
+  if pieces == 1:
+    return keep(given)
+  given = jax.tree.map(lambda x: x.reshape(pieces, -1, *x.shape[1:]), given)
+  kept = jax.lax.map(jax.checkpoint(keep), constrain_rows(given, None))
+
+  def joined(x, axis):
+    x = jnp.moveaxis(x, 0, axis)
+    shape = (*x.shape[:axis], -1, *x.shape[axis + 2 :])
+    return x.reshape(shape)
+
+  return KeptPrompts(
+    last=joined(kept.last, 0),
+    keys=joined(kept.keys, 1),
+    values=joined(kept.values, 1),
+  )
+
+
 def update(
   recipe: Recipe,
   state: TrainState,
@@ -194,8 +260,7 @@ def update(
   first, frozen = models.split_trained(state.params, recipe.model)
 
   def micro(trained, piece):
-    piece = dict(piece)
-    coefficients, group = piece.pop("coefficients"), piece["rollout"].group
+    piece, group = dict(piece), piece["rollout"].group
     if recipe.even_groups:
       # The piece has its own prompts, which count from 0.
       prompts = piece.pop("prompts")
@@ -207,10 +272,71 @@ def update(
     )
     found, grads = jax.value_and_grad(
       # What is frozen is no argument: its gradient is never made.
-      lambda p: _loss(recipe, models.joined(p, frozen), piece, coefficients),
+      lambda p: _loss(recipe, models.joined(p, frozen), piece),
       has_aux=True,
     )(trained)
     # Cut like the parameters at once, not summed whole on every device.
+    return found, constrain_tree(grads, axes)
+
+  def in_micro_batches(trained, pieces):
+    if recipe.micro_batches == 1:
+      return micro(trained, jax.tree.map(lambda x: x[0], pieces))
+    zeros = jax.eval_shape(micro, trained, jax.tree.map(lambda x: x[0], pieces))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)
+
+    def accumulate(total, piece):
+      return jax.tree.map(jnp.add, total, micro(trained, piece)), None
+
+    return jax.lax.scan(accumulate, zeros, pieces)[0]
+
+  def by_length(trained, pieces, shapes, plan):
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), pieces)
+    prompts = flat.pop("prompts", rollout.prompts)
+    (num_prompts, _), (rows, T) = prompts.tokens.shape, flat["share"].shape
+    group = flat["rollout"].group
+    if recipe.even_groups:
+      group = jnp.repeat(jnp.arange(num_prompts), rows // num_prompts)
+    # Not [B, T] whatever T is: these aren't cut to a piece's length.
+    of_answers = {
+      k: flat["probes"].pop(k) for k in ANSWER_PROBES & flat["probes"].keys()
+    }
+
+    def keep(trained):
+      return _kept_in_pieces(
+        recipe, models.joined(trained, frozen), prompts, recipe.micro_batches
+      )
+
+    kept, pull = jax.vjp(keep, trained)
+
+    def part(total, chosen, length):
+      piece = packing.take_rows(flat, chosen, length, T)
+      real = (chosen < rows)[:, None]
+      for name in ("coefficients", "share"):
+        piece[name] = jnp.where(real, piece[name], 0.0)
+      name = "response_coefficients"
+      piece[name] = jnp.where(real[:, 0], piece[name], 0.0)
+      piece["probes"] |= {
+        k: v[jnp.minimum(chosen, rows - 1)] for k, v in of_answers.items()
+      }
+      piece["rollout"] = dataclasses.replace(
+        piece["rollout"],
+        prompts=prompts,
+        group=group[jnp.minimum(chosen, rows - 1)],
+        completion_mask=piece["rollout"].completion_mask & real,
+      )
+      found, (grads, to_kept) = jax.value_and_grad(
+        lambda p, kept: _loss(recipe, models.joined(p, frozen), piece, kept),
+        argnums=(0, 1),
+        has_aux=True,
+      )(trained, kept)
+      grads = constrain_tree(grads, axes)
+      return jax.tree.map(jnp.add, total, (found, grads, to_kept))
+
+    zeros = jax.eval_shape(lambda: in_micro_batches(trained, pieces))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (*zeros, kept))
+    found, grads, to_kept = packing.over_pieces(shapes, plan, zeros, part)
+    (of_prompts,) = pull(to_kept)
+    grads = jax.tree.map(jnp.add, grads, of_prompts)
     return found, constrain_tree(grads, axes)
 
   def one_update(carry, pieces):
@@ -229,19 +355,22 @@ def update(
         weights / jnp.where(weights.sum() > 0, weights.sum(), 1.0)
       ).reshape(shape[:2]),
     }
-    if recipe.micro_batches == 1:
-      only = jax.tree.map(lambda x: x[0], pieces)
-      (_, sums), grads = micro(trained, only)
-    else:
-      zeros = jax.eval_shape(
-        micro, trained, jax.tree.map(lambda x: x[0], pieces)
+    places, lengths = flat_mask.size, flat_mask.sum(-1, dtype=jnp.int32)
+    shapes = _shapes(recipe, flat_mask.shape, rollout.prompts)
+    if len(shapes) > 1:
+      plan = packing.plan(shapes, lengths)
+      packs = packing.saves(plan, places)
+      places = jnp.where(packs, plan.tokens, places)
+      (_, sums), grads = jax.lax.cond(
+        packs,
+        lambda *args: by_length(*args, shapes, plan),
+        in_micro_batches,
+        trained,
+        pieces,
       )
-      zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)
-
-      def accumulate(total, piece):
-        return jax.tree.map(jnp.add, total, micro(trained, piece)), None
-
-      ((_, sums), grads), _ = jax.lax.scan(accumulate, zeros, pieces)
+    else:
+      (_, sums), grads = in_micro_batches(trained, pieces)
+    sums["update/useful_tokens"] = lengths.sum() / places
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss/total"])
     empty = ~(weights > 0).any()
