@@ -10,9 +10,9 @@ large in memory as the others.
       shape = that which the first of them needs
       compute the next `shape.rows` of them, cut to `shape.length` tokens
 
-is one `while_loop` around one `switch`: the number of pieces is data, the
-program the same for all lengths, nothing goes over the host, and memory is that
-of one piece. Prompts are computed once beforehand (`rlvr.models.kept_prompts`),
+is one loop around one `switch`: the number of pieces is data, the program the
+same for all lengths, nothing goes over the host, and memory is that of one
+piece. On a mesh each device orders its own responses, and none leaves it. Prompts are computed once beforehand (`rlvr.models.kept_prompts`),
 whatever the pieces cut through; what is summed over pieces has coefficients
 that were made before the cut, so that no normaliser sees it.
 
@@ -111,13 +111,18 @@ def piece_shapes(
 class Plan(NamedTuple):
   """The order in which responses are computed.
 
-  order: int32 [B + the most rows of a shape], responses; B behind the last.
-  needs: int32 [B], the shape that each needs, in that order; doesn't increase.
+  Each of the W devices along the batch has n = B / W responses, counted from 0.
+
+  order: int32 [W, n + the most rows of a shape], responses; n behind the last.
+  needs: int32 [n], the shape that each place of the order needs on some device;
+    doesn't increase.
+  pieces: int32 [], how many there are.
   tokens: int32 [], places for response tokens in all pieces.
   """
 
   order: Array
   needs: Array
+  pieces: Array
   tokens: Array
 
 
@@ -129,33 +134,26 @@ def plan(shapes: tuple[Shape, ...], lengths: Array) -> Plan:
     lengths: int32 [B], none longer than the last shape.
   """
   B = lengths.shape[0]
-  needs = jnp.searchsorted(jnp.array([s.length for s in shapes]), lengths)
-  needs = needs.astype(jnp.int32)
-  order = jnp.argsort(-needs, stable=True).astype(jnp.int32)
-  needs = needs[order]
-  rows = jnp.array([s.rows for s in shapes], jnp.int32)
+  ways = num_shards("batch", B)
+  limits = jnp.array([s.length for s in shapes])
+  needs = jnp.searchsorted(limits, lengths.reshape(ways, -1)).astype(jnp.int32)
+  order = jnp.argsort(-needs, axis=-1, stable=True).astype(jnp.int32)
+  needs = jnp.take_along_axis(needs, order, axis=-1).max(0)
+  rows = jnp.array([s.rows // ways for s in shapes], jnp.int32)
   areas = jnp.array([s.rows * s.length for s in shapes], jnp.int32)
+  n = needs.shape[0]
 
   def piece(state):
-    start, tokens = state
+    start, pieces, tokens = state
     need = needs[start]
-    return start + rows[need], tokens + areas[need]
+    return start + rows[need], pieces + 1, tokens + areas[need]
 
-  _, tokens = jax.lax.while_loop(lambda s: s[0] < B, piece, (0, 0))
-  fill = jnp.full((max(s.rows for s in shapes),), B, jnp.int32)
-  return Plan(jnp.concatenate([order, fill]), needs, tokens)
-
-
-def saves(plan: Plan, places: int) -> Array:
-  """Returns bool []: whether the pieces are less work than all in one.
-
-  A tenth less, as pieces have costs of their own.
-
-  Args:
-    plan: from `plan`.
-    places: B · T.
-  """
-  return plan.tokens <= 9 * places // 10
+  zero = jnp.int32(0)
+  _, pieces, tokens = jax.lax.while_loop(
+    lambda state: state[0] < n, piece, (zero, zero, zero)
+  )
+  fill = jnp.full((ways, max(s.rows for s in shapes) // ways), n, jnp.int32)
+  return Plan(jnp.concatenate([order, fill], axis=1), needs, pieces, tokens)
 
 
 def over_pieces(
@@ -170,54 +168,80 @@ def over_pieces(
     shapes: from `piece_shapes`.
     plan: from `plan`.
     carry: arrays.
-    body: (carry, int32 [rows] responses, length) -> carry. Responses of B and
-      above are none: what is computed for them must be dropped.
+    body: (carry, rows, length) -> carry. rows is int32 [W, r], see `Plan`; n
+      is no response: what is computed for it must be dropped.
   """
-  B = plan.needs.shape[0]
+  ways = plan.order.shape[0]
 
   def branch(shape: Shape):
+    count = shape.rows // ways
+
     def run(start, carry):
-      rows = jax.lax.dynamic_slice(plan.order, (start,), (shape.rows,))
-      return start + shape.rows, body(carry, rows, shape.length)
+      rows = jax.lax.dynamic_slice(plan.order, (0, start), (ways, count))
+      return start + count, body(carry, rows, shape.length)
 
     return run
 
   branches = [branch(shape) for shape in shapes]
 
-  def step(state):
+  def step(_, state):
     start, carry = state
     return jax.lax.switch(plan.needs[start], branches, start, carry)
 
-  return jax.lax.while_loop(lambda s: s[0] < B, step, (jnp.int32(0), carry))[1]
+  return jax.lax.fori_loop(0, plan.pieces, step, (jnp.int32(0), carry))[1]
 
 
-def take_rows(tree: Any, rows: Array, length: int, full_length: int) -> Any:
-  """Returns a piece's part of arrays [B, ...]; [B, T, ...] are cut to length.
+def real_rows(rows: Array, num_rows: int) -> Array:
+  """Returns bool [b]: which of a piece's rows are responses.
 
-  In the place of a response that is none stands the batch's last one.
+  Args:
+    rows: int32 [W, r], from `over_pieces`.
+    num_rows: B.
+  """
+  return (rows < num_rows // rows.shape[0]).reshape(-1)
+
+
+def take_rows(
+  tree: Any, rows: Array, length: int, full_length: int | None
+) -> Any:
+  """Returns a piece's part of arrays [B, ...]: [b, ...].
+
+  In the place of what is no response stands a device's last one.
 
   Args:
     tree: pytree of arrays; those whose second axis has T places are cut.
-    rows: int32 [b].
+    rows: int32 [W, r], from `over_pieces`.
     length: of the piece.
-    full_length: T.
+    full_length: T; None cuts nothing.
   """
+  ways = rows.shape[0]
 
   def take(x):
-    x = x[jnp.minimum(rows, x.shape[0] - 1)]
+    parts = x.reshape(ways, -1, *x.shape[1:])
+    chosen = jnp.minimum(rows, parts.shape[1] - 1)
+    x = jax.vmap(lambda part, at: part[at])(parts, chosen)
+    x = x.reshape(-1, *x.shape[2:])
     return x[:, :length] if x.ndim > 1 and x.shape[1] == full_length else x
 
   return jax.tree.map(take, tree)
 
 
 def put_rows(whole: Array, rows: Array, part: Array) -> Array:
-  """Returns the array with a piece's part [b, n, ...] in its place.
+  """Returns the array with a piece's part in its place.
 
   Args:
     whole: [B, T, ...].
-    rows: int32 [b]; B and above are left out.
-    part: [b, n, ...] of the first n places.
+    rows: int32 [W, r], from `over_pieces`.
+    part: [b, length, ...].
   """
-  return whole.at[rows, : part.shape[1]].set(
-    part.astype(whole.dtype), mode="drop"
-  )
+  ways, count = rows.shape
+
+  def put(whole, at, part):
+    at_first = whole.at[at, : part.shape[1]]
+    return at_first.set(part.astype(whole.dtype), mode="drop")
+
+  return jax.vmap(put)(
+    whole.reshape(ways, -1, *whole.shape[1:]),
+    rows,
+    part.reshape(ways, count, *part.shape[1:]),
+  ).reshape(whole.shape)

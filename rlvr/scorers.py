@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rlvr import models, packing
+from rlvr.meshes import constrain_rows, num_shards
 from rlvr.models.kept_prompts import KeptPrompts, forward_behind, keep_prompts
 from rlvr.objectives.terms import Statistic
 from rlvr.packing import Packing
@@ -67,6 +68,8 @@ def kept_scorer_of(
   kept: KeptPrompts,
   temperature: float,
   statistics: Mapping[str, Statistic] | None = None,
+  *,
+  ways: int = 1,
 ) -> Scorer:
   """Returns `scorer_of` for responses to prompts that are computed already.
 
@@ -76,12 +79,13 @@ def kept_scorer_of(
     kept: of the prompts that the scorer will be called with; it needs `group`.
     temperature: divides the logits.
     statistics: functions of the logits, see `Term.statistics`.
+    ways: see `forward_behind`.
   """
 
   def score(prompt_tokens, prompt_mask, tokens, mask, group):
     del prompt_tokens
     hidden = forward_behind(
-      params, model, kept, prompt_mask, tokens, mask, group
+      params, model, kept, prompt_mask, tokens, mask, group, ways=ways
     )
     return _statistics(model, params, hidden, tokens, temperature, statistics)
 
@@ -97,8 +101,7 @@ def packed_scorer_of(
 ) -> Scorer:
   """Returns `scorer_of` that computes little padding; it has no gradient.
 
-  A batch for which that would be no less work is computed in one piece. What is
-  returned for padding is 0 or anything, and 0 behind the last piece.
+  What it returns for padding is anything, behind the last piece's end 0.
 
   Args:
     model: the model's shape.
@@ -114,36 +117,44 @@ def packed_scorer_of(
   def score(prompt_tokens, prompt_mask, tokens, mask, group):
     (P, S), (B, T) = prompt_tokens.shape, tokens.shape
 
-    def in_one():
-      found = whole(prompt_tokens, prompt_mask, tokens, mask, group)
-      return {k: found[k] for k in names}
-
     shapes = packing.piece_shapes(
       settings, rows=B, length=T, prompt_length=S, most_rows=B
     )
     if len(shapes) == 1:
-      return in_one()
+      return whole(prompt_tokens, prompt_mask, tokens, mask, group)
     plan = packing.plan(shapes, mask.sum(-1, dtype=jnp.int32))
+    ways = shared_ways(B, P) if group is None else 1
     prompt_of = jnp.repeat(jnp.arange(P), B // P) if group is None else group
+    kept = keep_prompts(params, model, prompt_tokens, prompt_mask)
+    part = kept_scorer_of(model, params, kept, temperature, ways=ways)
 
-    def in_pieces():
-      kept = keep_prompts(params, model, prompt_tokens, prompt_mask)
-      part = kept_scorer_of(model, params, kept, temperature)
+    def of_piece(tokens, mask, group):
+      found = part(prompt_tokens, prompt_mask, tokens, mask, group)
+      return {k: found[k] for k in names}
 
-      def body(out, rows, length):
-        taken = packing.take_rows((tokens, mask), rows, length, T)
-        of = packing.take_rows(prompt_of, rows, length, T)
-        found = part(prompt_tokens, prompt_mask, *taken, of)
-        return {k: packing.put_rows(out[k], rows, found[k]) for k in names}
+    def body(out, rows, length):
+      taken = packing.take_rows((tokens, mask), rows, length, T)
+      found = of_piece(*taken, packing.take_rows(prompt_of, rows, length, None))
+      return {k: packing.put_rows(out[k], rows, found[k]) for k in names}
 
-      zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(in_one)
-      )
-      return packing.over_pieces(shapes, plan, zeros, body)
-
-    return jax.lax.cond(packing.saves(plan, B * T), in_pieces, in_one)
+    zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype),
+      jax.eval_shape(of_piece, tokens, mask, prompt_of),
+    )
+    return packing.over_pieces(shapes, plan, constrain_rows(zeros), body)
 
   return score
+
+
+def shared_ways(num_responses: int, num_prompts: int) -> int:
+  """Returns into how many parts a mesh cuts responses and their prompts alike.
+
+  Args:
+    num_responses: B, in even groups.
+    num_prompts: P.
+  """
+  ways = num_shards("batch", num_responses)
+  return ways if ways == num_shards("batch", num_prompts) else 1
 
 
 def prompt_scorer_of(

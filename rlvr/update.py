@@ -23,13 +23,22 @@ from rlvr.models.kept_prompts import KeptPrompts, keep_prompts
 from rlvr.objectives.terms import LossInputs
 from rlvr.probes.compute import ANSWER_PROBES, OTHER_PROMPTS, compute_probes
 from rlvr.recipe import Noise, Recipe, batch_key
-from rlvr.scorers import kept_scorer_of, scorer_of, trainer_temperature
+from rlvr.scorers import (
+  kept_scorer_of,
+  scorer_of,
+  shared_ways,
+  trainer_temperature,
+)
 from rlvr.segments import masked_mean
 from rlvr.types import Array, Params, Prompts, Rollout, Scores, TrainState
 
 
 def _loss(
-  recipe: Recipe, params: Params, piece, kept: KeptPrompts | None = None
+  recipe: Recipe,
+  params: Params,
+  piece,
+  kept: KeptPrompts | None = None,
+  ways: int = 1,
 ):
   """Returns the sum of coefficient · loss over one piece, and metric sums.
 
@@ -38,6 +47,7 @@ def _loss(
     params: the policy's parameters.
     piece: rows of an update with their coefficients, and their prompts.
     kept: what responses need of the prompts, where that is computed already.
+    ways: see `forward_behind`.
   """
   rollout = piece["rollout"]
   passes = frozenset().union(*(t.passes for t in recipe.terms))
@@ -48,7 +58,9 @@ def _loss(
   if kept is None:
     policy = scorer_of(recipe.model, params, temperature, statistics)
   else:
-    policy = kept_scorer_of(recipe.model, params, kept, temperature, statistics)
+    policy = kept_scorer_of(
+      recipe.model, params, kept, temperature, statistics, ways=ways
+    )
   # As probes, so that what shares a forward pass with the response's (z_c
   # behind it) costs no second one.
   found = compute_probes(
@@ -167,10 +179,10 @@ def _shapes(
 
 
 def _kept_in_pieces(
-  recipe: Recipe, params: Params, prompts: Prompts, pieces: int
+  recipe: Recipe, params: Params, prompts: Prompts
 ) -> KeptPrompts:
-  """Returns what responses need of the prompts; memory is as of one piece."""
-  pieces = math.gcd(pieces, prompts.tokens.shape[0])
+  """Returns what responses need of the prompts; memory as of a micro-batch."""
+  pieces = math.gcd(recipe.micro_batches, prompts.tokens.shape[0])
 
   def keep(args):
     return keep_prompts(params, recipe.model, *args)
@@ -289,55 +301,64 @@ def update(
 
     return jax.lax.scan(accumulate, zeros, pieces)[0]
 
-  def by_length(trained, pieces, shapes, plan):
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), pieces)
+  def by_length(trained, flat, shapes, plan):
+    flat = dict(flat)
     prompts = flat.pop("prompts", rollout.prompts)
     (num_prompts, _), (rows, T) = prompts.tokens.shape, flat["share"].shape
-    group = flat["rollout"].group
+    group, ways = flat["rollout"].group, 1
     if recipe.even_groups:
       group = jnp.repeat(jnp.arange(num_prompts), rows // num_prompts)
-    # Not [B, T] whatever T is: these aren't cut to a piece's length.
-    of_answers = {
-      k: flat["probes"].pop(k) for k in ANSWER_PROBES & flat["probes"].keys()
+      ways = shared_ways(rows, num_prompts)
+    # [B, R], which may be T places without being the response's.
+    of_answers = {k: v for k, v in flat["probes"].items() if k in ANSWER_PROBES}
+    flat["probes"] = {
+      k: v for k, v in flat["probes"].items() if k not in ANSWER_PROBES
     }
 
     def keep(trained):
-      return _kept_in_pieces(
-        recipe, models.joined(trained, frozen), prompts, recipe.micro_batches
-      )
+      return _kept_in_pieces(recipe, models.joined(trained, frozen), prompts)
 
     kept, pull = jax.vjp(keep, trained)
 
-    def part(total, chosen, length):
+    def piece_of(chosen, length):
       piece = packing.take_rows(flat, chosen, length, T)
-      real = (chosen < rows)[:, None]
+      real = packing.real_rows(chosen, rows)
       for name in ("coefficients", "share"):
-        piece[name] = jnp.where(real, piece[name], 0.0)
+        piece[name] = jnp.where(real[:, None], piece[name], 0.0)
       name = "response_coefficients"
-      piece[name] = jnp.where(real[:, 0], piece[name], 0.0)
-      piece["probes"] |= {
-        k: v[jnp.minimum(chosen, rows - 1)] for k, v in of_answers.items()
-      }
+      piece[name] = jnp.where(real, piece[name], 0.0)
+      piece["probes"] |= packing.take_rows(of_answers, chosen, length, None)
       piece["rollout"] = dataclasses.replace(
         piece["rollout"],
         prompts=prompts,
-        group=group[jnp.minimum(chosen, rows - 1)],
-        completion_mask=piece["rollout"].completion_mask & real,
+        group=packing.take_rows(group, chosen, length, None),
+        completion_mask=piece["rollout"].completion_mask & real[:, None],
       )
+      return piece
+
+    def part(chosen, length):
+      piece = piece_of(chosen, length)
       found, (grads, to_kept) = jax.value_and_grad(
-        lambda p, kept: _loss(recipe, models.joined(p, frozen), piece, kept),
+        lambda p, kept: _loss(
+          recipe, models.joined(p, frozen), piece, kept, ways
+        ),
         argnums=(0, 1),
         has_aux=True,
       )(trained, kept)
-      grads = constrain_tree(grads, axes)
-      return jax.tree.map(jnp.add, total, (found, grads, to_kept))
+      return found, constrain_tree(grads, axes), to_kept
 
-    zeros = jax.eval_shape(lambda: in_micro_batches(trained, pieces))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (*zeros, kept))
-    found, grads, to_kept = packing.over_pieces(shapes, plan, zeros, part)
+    some = jax.ShapeDtypeStruct(
+      (plan.order.shape[0], shapes[0].rows // plan.order.shape[0]), jnp.int32
+    )
+    zeros = jax.eval_shape(lambda rows: part(rows, shapes[0].length), some)
+    found, grads, to_kept = packing.over_pieces(
+      shapes,
+      plan,
+      jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros),
+      lambda total, *chosen: jax.tree.map(jnp.add, total, part(*chosen)),
+    )
     (of_prompts,) = pull(to_kept)
-    grads = jax.tree.map(jnp.add, grads, of_prompts)
-    return found, constrain_tree(grads, axes)
+    return found, constrain_tree(jax.tree.map(jnp.add, grads, of_prompts), axes)
 
   def one_update(carry, pieces):
     trained, opt_state = carry
@@ -355,22 +376,18 @@ def update(
         weights / jnp.where(weights.sum() > 0, weights.sum(), 1.0)
       ).reshape(shape[:2]),
     }
-    places, lengths = flat_mask.size, flat_mask.sum(-1, dtype=jnp.int32)
+    lengths = flat_mask.sum(-1, dtype=jnp.int32)
     shapes = _shapes(recipe, flat_mask.shape, rollout.prompts)
-    if len(shapes) > 1:
-      plan = packing.plan(shapes, lengths)
-      packs = packing.saves(plan, places)
-      places = jnp.where(packs, plan.tokens, places)
-      (_, sums), grads = jax.lax.cond(
-        packs,
-        lambda *args: by_length(*args, shapes, plan),
-        in_micro_batches,
-        trained,
-        pieces,
-      )
-    else:
+    if len(shapes) == 1:
+      computed = jnp.int32(flat_mask.size)
       (_, sums), grads = in_micro_batches(trained, pieces)
-    sums["update/useful_tokens"] = lengths.sum() / places
+    else:
+      plan = packing.plan(shapes, lengths)
+      computed = plan.tokens
+      # As they were before the cut into micro-batches.
+      flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), pieces)
+      (_, sums), grads = by_length(trained, flat, shapes, plan)
+    sums["update/useful_tokens"] = lengths.sum() / computed
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss/total"])
     empty = ~(weights > 0).any()

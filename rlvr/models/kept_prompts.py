@@ -10,6 +10,7 @@ gradient goes through `kept`: the sum of what the pieces send back to it is
 pulled through the first half once.
 """
 
+import jax
 import jax.numpy as jnp
 
 from rlvr.models import kernels
@@ -62,6 +63,8 @@ def forward_behind(
   tokens: Array,
   mask: Array,
   group: Array,
+  *,
+  ways: int = 1,
 ) -> Array:
   """Returns the hidden states that predict each response token.
 
@@ -73,12 +76,25 @@ def forward_behind(
     tokens: int32 [b, T], padded on the right.
     mask: bool [b, T].
     group: int32 [b], prompt of each response, in any order.
+    ways: of how many equal parts of the prompts and of the responses each is by
+      itself: responses of a part have their prompts in it. A mesh that cuts
+      both so then sends no keys.
 
   Returns:
     compute dtype [b, T, D]: row t predicts `tokens[:, t]`.
   """
   T, S = tokens.shape[1], prompt_mask.shape[1]
-  prompt_mask = prompt_mask[group]
+
+  def spread(x):
+    """[P, ...] -> [b, ...]."""
+    if ways == 1:
+      return x[group]
+    parts = x.reshape(ways, -1, *x.shape[1:])
+    of_part = group.reshape(ways, -1) % parts.shape[1]
+    parts = jax.vmap(lambda part, at: part[at])(parts, of_part)
+    return parts.reshape(-1, *x.shape[1:])
+
+  prompt_mask = spread(prompt_mask)
   lengths = prompt_mask.sum(-1, dtype=jnp.int32)
   steps = jnp.arange(T, dtype=jnp.int32)[None]
   angles = angles_by_kind(config, lengths[:, None] + steps)
@@ -93,8 +109,8 @@ def forward_behind(
     attended = kernel.responses(
       config,
       q,
-      prompt_k[group],
-      prompt_v[group],
+      spread(prompt_k),
+      spread(prompt_v),
       prompt_masks,
       prompt_mask,
       k,
@@ -107,4 +123,4 @@ def forward_behind(
   x = embed(params, config, tokens, mask)
   x, _ = scan_layers(body, config, x, params, kept.keys, kept.values)
   behind = final_norm(params, config, x[:, :-1])
-  return jnp.concatenate([kept.last[group][:, None], behind], axis=1)
+  return jnp.concatenate([spread(kept.last)[:, None], behind], axis=1)
