@@ -72,8 +72,10 @@ class Recipe:
   updates_per_batch: int = 1
   micro_batches: int = 1
   passes_per_batch: int = 1
-  # What the ratio π/π_old is taken against: the sampler's log-probs, or those
-  # that the trainer computes before the first update.
+  # What the ratio π/π_old is taken against: the sampler's log-probs (nothing is
+  # computed for them; they are the trainer's where it scores with the sampler's
+  # temperature, as it does, and all of the distribution is sampled from), or
+  # the trainer's own before the first update. See `own_old_logprobs`.
   old_logprobs: str = "behavior"
   even_groups: bool = True
   # Whether a greedy response to each prompt is sampled and verified as well:
@@ -167,4 +169,15 @@ class Recipe:
   def required_probes(self) -> frozenset[str]:
     """The union of what the chain, the terms and the ratio ask for."""
     names = self.chain.requires.union(*(t.requires for t in self.terms))
-    return names | {"logprobs"} if self.old_logprobs == "recomputed" else names
+    if self.old_logprobs == "recomputed" and not self.own_old_logprobs:
+      names |= {"logprobs"}
+    return names
+
+  @property
+  def own_old_logprobs(self) -> bool:
+    """Whether π_old is what an update itself computes, without another pass.
+
+    The parameters of a batch's only update are those before it.
+    """
+    once = self.updates_per_batch * self.passes_per_batch == 1
+    return self.old_logprobs == "recomputed" and once

@@ -74,10 +74,11 @@ def _loss(
     statistics=statistics,
   )
   mask = rollout.completion_mask
+  old = piece.get("old_logprobs", jax.lax.stop_gradient(found["logprobs"]))
   inputs = LossInputs(
     logprobs=found["logprobs"],
     entropies=found["entropies"],
-    old_logprobs=jnp.where(mask, piece["old_logprobs"], found["logprobs"]),
+    old_logprobs=jnp.where(mask, old, found["logprobs"]),
     advantages=piece["advantages"],
     mask=mask,
     probes=piece["probes"],
@@ -103,6 +104,8 @@ def _loss(
     for name, value in extra.items():
       add(name, value, share)
   change = jax.lax.stop_gradient(found["logprobs"] - rollout.behavior_logprobs)
+  if recipe.own_old_logprobs:
+    add("policy/old_logprob_mean", old, piece["share"])
   add("policy/entropy", found["entropies"], piece["share"])
   add("policy/behavior_kl", jnp.expm1(change) - change, piece["share"])
   if "ref_logprobs" in piece["probes"]:
@@ -229,11 +232,9 @@ def update(
     probes: from `score_batch`.
   """
   mask = rollout.completion_mask
-  old = (
-    probes["logprobs"]
-    if recipe.old_logprobs == "recomputed"
-    else rollout.behavior_logprobs
-  )
+  old = rollout.behavior_logprobs
+  if recipe.old_logprobs == "recomputed" and not recipe.own_old_logprobs:
+    old = probes["logprobs"]
   wanted = frozenset().union(*(t.requires for t in recipe.terms))
   wanted |= {"ref_logprobs"} & probes.keys()
   read = frozenset().union(*(t.rewards for t in recipe.terms))
@@ -257,7 +258,7 @@ def update(
     {
       # The prompts are cut by themselves: they aren't one for each response.
       "rollout": dataclasses.replace(rollout, prompts=cast(Prompts, None)),
-      "old_logprobs": old,
+      **({} if recipe.own_old_logprobs else {"old_logprobs": old}),
       "advantages": scores.advantages,
       "weights": scores.weights,
       "probes": {k: v for k, v in probes.items() if k in wanted},
@@ -410,7 +411,8 @@ def update(
     for name in ("optim/nonfinite_updates", "optim/empty_updates"):
       metrics[name] = stacked[name].sum()
   last, opt_state = carry
-  metrics["policy/old_logprob_mean"] = masked_mean(old, mask)
+  if not recipe.own_old_logprobs:
+    metrics["policy/old_logprob_mean"] = masked_mean(old, mask)
   return (
     dataclasses.replace(
       state, params=models.joined(last, frozen), opt_state=opt_state
