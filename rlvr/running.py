@@ -11,6 +11,7 @@ where groups that teach nothing are replaced by further ones (dynamic sampling).
 
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -24,6 +25,7 @@ from rlvr.evaluate import response_rows, verify_text
 from rlvr.evaluation.credit_plot import plot_credit, trace_chain
 from rlvr.infra import exchange
 from rlvr.infra.hosts import current
+from rlvr.infra.memory_budget import FittedProgram, budget_bytes
 from rlvr.recipe import Noise, Recipe, batch_key
 from rlvr.selection import Chooser, Rounds
 from rlvr.types import (
@@ -85,6 +87,7 @@ class ReinforcementLoop:
     self._ahead: _Launched | None = None
     verifier = self._verifier
     self._fused = None
+    self._by_memory: FittedProgram | None = None
     self._place = place = _placement(recipe, setup)
     state, params, rows, whole = (
       *(place.state, place.params, place.batch, place.whole),
@@ -92,13 +95,15 @@ class ReinforcementLoop:
     reference = None if setup.reference is None else params
     group = None if recipe.even_groups else rows
     if self._on_device and settings.dynamic_sampling is None:
-      self._fused = place.jit(
-        lambda state, reference, prompts, group: step_lib.fused_step(
-          recipe, verifier, state, reference, prompts, group
-        ),
-        donate_argnums=0,
-        in_shardings=(state, reference, rows, group),
-        out_shardings=(state, whole, rows, rows, None),
+      self._fused = self._fitted(
+        lambda recipe: place.jit(
+          lambda state, reference, prompts, group: step_lib.fused_step(
+            recipe, verifier, state, reference, prompts, group
+          ),
+          donate_argnums=0,
+          in_shardings=(state, reference, rows, group),
+          out_shardings=(state, whole, rows, rows, None),
+        )
       )
       return
 
@@ -122,16 +127,30 @@ class ReinforcementLoop:
       out_shardings=rows,
     )
     self._join = place.jit(step_lib.with_greedy_signals, out_shardings=rows)
-    self._update = place.jit(
-      lambda state, reference, rollout, signals, weights: (
-        step_lib.score_and_update(
-          recipe, state, reference, rollout, signals, weights
-        )
-      ),
-      donate_argnums=0,
-      in_shardings=(state, reference, rows, rows, rows),
-      out_shardings=(state, whole, None),
+    self._update = self._fitted(
+      lambda recipe: place.jit(
+        lambda state, reference, rollout, signals, weights: (
+          step_lib.score_and_update(
+            recipe, state, reference, rollout, signals, weights
+          )
+        ),
+        donate_argnums=0,
+        in_shardings=(state, reference, rows, rows, rows),
+        out_shardings=(state, whole, None),
+      )
     )
+
+  def _fitted(self, make: Callable[[Recipe], Any]) -> Any:
+    """Returns the program, for the micro-batches that memory allows."""
+    if not self._settings.fits_memory:
+      return make(self.recipe)
+    mesh, rules = self._place.mesh, self._place.rules
+    self._by_memory = FittedProgram(
+      lambda count: make(dataclasses.replace(self.recipe, micro_batches=count)),
+      self._settings.micro_batch_counts(sharding.ways("batch", mesh, rules)),
+      budget_bytes(mesh.local_devices[0], self._settings.memory_budget_gb),
+    )
+    return self._by_memory
 
   def advance(
     self, state: TrainState, *, drain: bool
@@ -155,6 +174,8 @@ class ReinforcementLoop:
     )
     metrics = {k: float(v) for k, v in metrics.items()}
     metrics |= gathered.metrics | times
+    if self._by_memory is not None:
+      metrics |= self._by_memory.metrics
     metrics |= {k: float(v) for k, v in verdict_counts(signals).items()}
     shown = int((rollout.group == rollout.group[0]).sum())
     rows = response_rows(
@@ -290,10 +311,17 @@ class ReinforcementLoop:
 
   def host_state(self) -> dict[str, Any]:
     """Returns what the loop knows besides the state, for the checkpoint."""
-    return self._choose.host_state()
+    found = self._choose.host_state()
+    if self._by_memory is not None and self._by_memory.count is not None:
+      found["micro_batches"] = self._by_memory.count
+    return found
 
   def restore(self, host_state: dict[str, Any]) -> None:
     """Takes back what `host_state` gave."""
+    host_state = dict(host_state)
+    count = host_state.pop("micro_batches", None)
+    if self._by_memory is not None:
+      self._by_memory.count = count
     self._choose.restore(host_state)
 
   def credit_page(self, state: TrainState) -> str:
