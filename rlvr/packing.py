@@ -45,8 +45,8 @@ class Packing:
     more copy of the model in the program, and compiled.
   pieces: how many pieces of the longest length would hold all responses of an
     update. More pieces fit the lengths closer, and are smaller.
-  min_tokens: response tokens that a piece has at least, below which small
-    matrices cost more than padding.
+  min_tokens: response tokens that a piece has at least on each device, below
+    which small matrices, and weights gathered for them, cost more than padding.
 
   Raises:
     ValueError: a number below 1.
@@ -100,7 +100,7 @@ def piece_shapes(
   def fitted(count: int) -> int:
     return max(ways, min(rows, count) // ways * ways)
 
-  longest = max(rows // packing.pieces, packing.min_tokens // length, 1)
+  longest = max(rows // packing.pieces, packing.min_tokens * ways // length, 1)
   longest = fitted(min(longest, most_rows))
   area = longest * (prompt_length + length)
   return tuple(

@@ -72,12 +72,12 @@ def counts_that_divide(
 class Fit(NamedTuple):
   """What was found.
 
-  count: micro-batches.
+  micro_batches: how many.
   program: for that number.
   tried: bytes by number; math.inf where the compiler itself gave up.
   """
 
-  count: int
+  micro_batches: int
   program: Any
   tried: dict[int, float]
 
@@ -171,10 +171,10 @@ class FittedProgram:
       self.metrics = {"update/micro_batches": float(self.count)}
       return self._program
     found = fitting(self._make, args, self._counts, self._budget)
-    self.count, self._program = found.count, found.program
+    self.count, self._program = found.micro_batches, found.program
     self.metrics = {
-      "update/micro_batches": float(found.count),
-      "update/planned_gib": found.tried[found.count] / 2**30,
+      "update/micro_batches": float(found.micro_batches),
+      "update/planned_gib": found.tried[found.micro_batches] / 2**30,
     }
     return self._program
 

@@ -63,13 +63,13 @@ def compilations():
 def test_the_fewest_that_fit(best):
   assert sorted(sizes().values(), reverse=True) == list(sizes().values())
   found = fitting(make, (X,), COUNTS, sizes()[best])
-  assert found.count == best
+  assert found.micro_batches == best
   assert found.tried[best] == sizes()[best]
   # 7 candidates: the first, the last, and log2 of those between.
   assert len(found.tried) <= 2 + math.ceil(math.log2(len(COUNTS)))
   if best > 1:
     one_less = fitting(make, (X,), COUNTS, sizes()[best // 2])
-    assert one_less.count == best // 2
+    assert one_less.micro_batches == best // 2
 
 
 def test_the_program_that_fits_is_not_compiled_again():
@@ -136,7 +136,7 @@ def test_a_compiler_that_gives_up_means_that_it_does_not_fit():
   found = fitting(
     lambda n: Refusing(text) if n < 4 else make(n), (X,), COUNTS, 1 << 40
   )
-  assert found.count == 4
+  assert found.micro_batches == 4
   assert found.tried[1] == math.inf
   with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
     fitting(lambda n: Refusing("INTERNAL: a bug"), (X,), COUNTS, 1 << 40)
