@@ -37,6 +37,7 @@ setuptools.setup(
     "sentencepiece>=0.2.1",
     "tokenizers>=0.21",
     "safetensors>=0.5",
+    "jinja2>=3.1",
     "etils>=1.12",
     # Configuration.
     "gin-config>=0.5,<0.6",

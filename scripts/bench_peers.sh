@@ -30,4 +30,8 @@ for round in $(seq "$rounds"); do
   JAX_PLATFORMS=cpu "$python" "$root/scripts/bench_step.py" --harness "$harness" \
     2>"$results/rlvr.$tag.err" | grep '^{"lib"' >"$results/rlvr.$tag.json"
 done
-"$python" "$root/scripts/bench_ratios.py" "$results"/{roofline,rlvr,$(IFS=,; echo "${peers[*]}")}.rlvr*.json
+found=()
+for item in roofline rlvr "${peers[@]}"; do
+  found+=("$results/$item".rlvr*.json)
+done
+"$python" "$root/scripts/bench_ratios.py" --figures="$root/docs/performance.json" "${found[@]}"

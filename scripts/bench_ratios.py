@@ -1,6 +1,6 @@
 """Prints what one round or more of scripts/bench_peers.sh measured, with ratios.
 
-  python scripts/bench_ratios.py RESULT.json ...
+  python scripts/bench_ratios.py [--figures=docs/performance.json] RESULT.json ...
 
 Each file holds one JSON line: a library's step, or the machine's limits. Files of
 one library are rounds; the table has the medians over rounds. The faster peer is
@@ -11,6 +11,8 @@ import json
 import pathlib
 import statistics
 import sys
+
+from rlvr.infra.performance_page import add_figures
 
 PHASES = ("step", "rollout", "score", "update")
 
@@ -37,17 +39,41 @@ def median(lines: list[dict], name: str) -> float:
 
 
 def limits(lines: list[dict]) -> dict[str, float]:
-  """Returns the op-wise limits in seconds, prompts shared in training."""
+  """Returns the limits in seconds; in training a group's prompt counts once."""
   bounds = [line["lower_bound_s"] for line in lines]
+
+  def of(key: str) -> float:
+    return statistics.median(bound[key] for bound in bounds)
+
+  found = {
+    "rollout": of("rollout_opwise"),
+    "score": of("reference_forward_prefix_shared"),
+    "update": of("update_prefix_shared"),
+  }
+  return {"step": sum(found.values())} | found
+
+
+def _kept(found: dict[str, list[dict]], machine: list[dict]) -> dict:
+  """Returns what docs/performance.md has of the results."""
   return {
-    key: statistics.median(b[key]["opwise"] for b in bounds)
-    for key in bounds[0]
-    if isinstance(bounds[0][key], dict) and "opwise" in bounds[0][key]
+    "libraries": {
+      lib: {
+        "name": lib,
+        "rounds": len(lines),
+        "peak_rss_mb": median(lines, "peak_rss_mb"),
+        **{phase: median(lines, f"{phase}_s_median") for phase in PHASES},
+      }
+      for lib, lines in found.items()
+    },
+    "limits": limits(machine),
   }
 
 
 def main(paths: list[str]) -> int:
   """Prints the table; returns 2 without results."""
+  page = None
+  if paths and paths[0].startswith("--figures="):
+    page, paths = pathlib.Path(paths[0].partition("=")[2]), paths[1:]
   if not paths:
     print(__doc__, file=sys.stderr)
     return 2
@@ -68,8 +94,16 @@ def main(paths: list[str]) -> int:
     quiet = all(line["quiet"] for line in lines)
     print(f"| {lib} | {len(lines)} | {quiet} | {figures} | {memory:,.0f} |")
   if machine:
-    print("limits (op-wise, seconds):", json.dumps(limits(machine)))
+    limit = limits(machine)
+    cells = " | ".join(f"{limit[phase]:.2f}" for phase in PHASES)
+    print(f"| limit | {len(machine)} | | {cells} | |")
+    if "rlvr" in table:
+      shares = zip(PHASES, table["rlvr"], strict=True)
+      cells = " | ".join(f"{limit[p] / ours:.2f}" for p, ours in shares)
+      print(f"| rlvr, share of the limit | | | {cells} | |")
     print("gigaflop/s at best:", round(median(machine, "peak_gflops"), 1))
+  if page is not None and machine and "rlvr" in table:
+    add_figures(page, "peers", _kept(found, machine))
   own = table.pop("rlvr", None)
   if own and table:
     peer = min(table, key=lambda lib: table[lib][0])

@@ -18,6 +18,7 @@ and adds their time for the same lengths to the table.
 """
 
 import argparse
+import pathlib
 import sys
 import time
 
@@ -26,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlvr import models
+from rlvr.infra.performance_page import add_figures
 from rlvr.sampling import Sampling, sample
 from rlvr.types import Prompts
 
@@ -55,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
+  parser.add_argument("--figures", type=pathlib.Path, help="JSON to add to")
   parser.add_argument("--responses", type=int, default=256)
   parser.add_argument("--slots", type=int, default=64)
   parser.add_argument("--group_size", type=int, default=8)
@@ -131,13 +134,19 @@ def main(argv: list[str] | None = None) -> int:
   steps = {"static": sum(longest), "whole": int(lengths.max()) - 1}
   width = {"slots": N, "static": N, "whole": B}
   expected = np.asarray(whole())
-  print(
+  about = (
     f"{B} responses, lengths {lengths.min()} to {lengths.max()}, mean"
     f" {lengths.mean():.1f}; {N} slots; {jax.devices()[0].device_kind}"
   )
+  print(about)
   print("| road | seconds | steps | useful share | tokens as `whole` |")
   print("|---|---|---|---|---|")
-  seconds = {}
+  seconds, roads = {}, []
+
+  def add(name, took, share, same):
+    fields = {"name": name, "seconds": took, "useful": share, "same": same}
+    roads.append(fields)
+
   for name, run in (("slots", refilled), ("static", static), ("whole", whole)):
     found = np.asarray(run())  # compiles
     best = float("inf")
@@ -150,13 +159,16 @@ def main(argv: list[str] | None = None) -> int:
     share = useful / (width[name] * count)
     same = float((found == expected).mean())
     print(f"| {name} | {best:.3f} | {count} | {share:.1%} | {same:.2%} |")
+    add(name, best, share, f"{same:.2%} equal")
   if args.static_step_s:
     other = args.static_step_s * sum(longest)
-    print(
-      f"| another library, static | {other:.3f} | {sum(longest)} |"
-      f" {useful / (N * sum(longest)):.1%} | |"
-    )
+    share = useful / (N * sum(longest))
+    name = "another library, static"
+    print(f"| {name} | {other:.3f} | {sum(longest)} | {share:.1%} | |")
+    add(name, other, share, "")
     seconds["other"] = other
+  if args.figures:
+    add_figures(args.figures, "slots", {"about": about, "roads": roads})
   for name in ("static", "other"):
     if name in seconds:
       print(f"slots against {name}: {seconds[name] / seconds['slots']:.2f}x")

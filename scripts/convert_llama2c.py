@@ -10,9 +10,11 @@ dist/llama2.data so), is given as --checkpoint alone. Format: version 0, the
 
 import argparse
 import json
+import math
 import pathlib
 import struct
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,15 +22,27 @@ from rlvr.infra import tokenizer_json
 from rlvr.infra.safetensors_files import write_safetensors
 
 _HEADER = struct.Struct("<7i")
+_TOKEN = struct.Struct("<fi")  # score, bytes
 
 
 def read_checkpoint(data: memoryview) -> tuple[dict, dict, int]:
-  """Returns (config.json, tensors by Hugging Face name, bytes used)."""
+  """Returns (config.json, tensors by Hugging Face name, bytes used).
+
+  Raises:
+    ValueError: no checkpoint of version 0, or one that is cut short.
+  """
+  if len(data) < _HEADER.size:
+    raise ValueError(f"--checkpoint has {len(data)} bytes: no llama2.c file")
   dim, mlp, layers, heads, kv_heads, vocab, length = _HEADER.unpack_from(data)
-  if not (0 < dim < 1 << 16 and 0 < layers < 1 << 10 and heads > 0):
+  # Later versions begin with a magic number, which is no dim.
+  if not (
+    (0 < dim < 1 << 16 and 0 < layers < 1 << 10 and length > 0)
+    and (0 < heads <= dim and 0 < kv_heads <= heads and mlp > 0 and vocab)
+  ):
     raise ValueError(
-      "no llama2.c checkpoint of version 0: dim, layers, heads are"
-      f" {dim}, {layers}, {heads}"
+      "--checkpoint is no llama2.c file of version 0 (export.py --version 0):"
+      f" dim, layers, heads, key/value heads are {dim}, {layers}, {heads},"
+      f" {kv_heads}"
     )
   tied, vocab = vocab > 0, abs(vocab)
   size = dim // heads
@@ -36,7 +50,12 @@ def read_checkpoint(data: memoryview) -> tuple[dict, dict, int]:
 
   def take(*shape: int) -> np.ndarray:
     nonlocal offset
-    count = int(np.prod(shape))
+    count = math.prod(shape)
+    if offset + 4 * count > len(data):
+      raise ValueError(
+        f"--checkpoint is cut short: its {len(data):,} bytes don't hold the"
+        " model that its header says, fetch it again"
+      )
     part = np.frombuffer(data, "<f4", count, offset).reshape(shape)
     offset += part.nbytes
     return part
@@ -87,12 +106,23 @@ def read_checkpoint(data: memoryview) -> tuple[dict, dict, int]:
 
 
 def read_tokenizer(data: memoryview, vocab_size: int) -> str:
-  """Returns the tokenizer.json of a tokenizer.bin."""
+  """Returns the tokenizer.json of a tokenizer.bin.
+
+  Raises:
+    ValueError: fewer tokens than the model has.
+  """
   tokens, scores, kinds = [], [], []
   offset = 4  # after the longest token's length
   for i in range(vocab_size):
-    score, length = struct.unpack_from("<fi", data, offset)
-    offset += 8
+    score, length = 0.0, 0
+    if offset + _TOKEN.size <= len(data):
+      score, length = _TOKEN.unpack_from(data, offset)
+    offset += _TOKEN.size
+    if length < 0 or offset + length > len(data):
+      raise ValueError(
+        f"--tokenizer holds {i:,} tokens and the model has {vocab_size:,}: give"
+        " the tokenizer that it was trained with"
+      )
     raw = bytes(data[offset : offset + length])
     offset += length
     kind = tokenizer_json.NORMAL
@@ -110,21 +140,29 @@ def read_tokenizer(data: memoryview, vocab_size: int) -> str:
   return tokenizer_json.sentencepiece_bpe(tokens, scores, kinds)
 
 
-def main() -> int:
-  """Writes the folder; returns 0."""
+def main(argv: Sequence[str] | None = None) -> int:
+  """Writes the folder; returns 0, or 1 with a message."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--checkpoint", type=pathlib.Path, required=True)
   parser.add_argument("--tokenizer", type=pathlib.Path)
   parser.add_argument("--output", type=pathlib.Path, required=True)
-  args = parser.parse_args()
-  data = memoryview(args.checkpoint.read_bytes())
-  config, tensors, used = read_checkpoint(data)
-  vocabulary = data[used:]
-  if args.tokenizer:
-    vocabulary = memoryview(args.tokenizer.read_bytes())
-  elif not vocabulary:
-    parser.error("--checkpoint holds no tokenizer behind it: give --tokenizer")
-  tokenizer = read_tokenizer(vocabulary, config["vocab_size"])
+  args = parser.parse_args(argv)
+  try:
+    data = memoryview(args.checkpoint.read_bytes())
+    config, tensors, used = read_checkpoint(data)
+    vocabulary = data[used:]
+    if args.tokenizer:
+      vocabulary = memoryview(args.tokenizer.read_bytes())
+    elif not vocabulary:
+      raise ValueError(
+        "--checkpoint holds no tokenizer behind it: give --tokenizer"
+      )
+    tokenizer = read_tokenizer(vocabulary, config["vocab_size"])
+    if args.output.exists():
+      raise FileExistsError(f"{args.output} exists: give another --output")
+  except (ValueError, OSError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
   args.output.mkdir(parents=True)
   write_safetensors(
     args.output,

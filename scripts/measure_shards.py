@@ -3,12 +3,13 @@
     python scripts/measure_shards.py
 
 Compiles score and update for simulated CPU devices, without running them, and
-prints what XLA's buffer assignment says. Needs no accelerator; the parts that
+prints what XLA's buffer assignment says, and what the program sends. Needs no accelerator; the parts that
 XLA fuses elsewhere (softmax, attention) take less there.
 """
 
 import argparse
 import os
+import pathlib
 
 # Before JAX reads its flags.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -22,6 +23,8 @@ import optax
 
 from rlvr import models, sharding, step
 from rlvr.advantages import group_relative
+from rlvr.infra.hlo import read_work
+from rlvr.infra.performance_page import add_figures
 from rlvr.meshes import MeshShape, make_mesh
 from rlvr.objectives import clipped_policy_gradient, token_mean
 from rlvr.probes.compute import ProbeSettings
@@ -112,25 +115,47 @@ def main():
   parser.add_argument("--prompts", type=int, default=16)
   parser.add_argument("--group_size", type=int, default=4)
   parser.add_argument("--tokens", type=int, default=128)
+  parser.add_argument("--figures", type=pathlib.Path, help="JSON to add to")
   args = parser.parse_args()
   recipe = recipe_of(args.prompts, args.group_size, args.tokens)
   print(
     f"{models.num_params(recipe.model):,} parameters, {args.prompts} prompts x"
     f" {args.group_size} responses x {args.tokens} tokens; MiB on each device\n"
   )
-  print("| data x fsdp x tensor | state and batch | temporaries | together |")
-  print("|---|---|---|---|")
+  print(
+    "| data x fsdp x tensor | state and batch | temporaries | together | sent |"
+  )
+  print("|---|---|---|---|---|")
+  lines = []
   for shape in _SHAPES:
-    found = compiled(recipe, shape).memory_analysis()
+    program = compiled(recipe, shape)
+    found = program.memory_analysis()
+    sent = {
+      kind: one.sent_bytes
+      for kind, one in read_work(
+        program.as_text(), num_devices=shape[0] * shape[1] * shape[2]
+      ).collectives.items()
+    }
     held, temporary = (
       n / 2**20
       for n in (found.argument_size_in_bytes, found.temp_size_in_bytes)
     )
     name = " x ".join(map(str, shape))
     print(
-      f"| {name} | {held:.1f} | {temporary:.1f} | {held + temporary:.1f} |",
+      f"| {name} | {held:.1f} | {temporary:.1f} | {held + temporary:.1f} |"
+      f" {sum(sent.values()) / 2**20:.1f} |",
       flush=True,
     )
+    lines.append(
+      {
+        "mesh": name,
+        "held": found.argument_size_in_bytes,
+        "temporaries": found.temp_size_in_bytes,
+        "sent": sent,
+      }
+    )
+  if args.figures:
+    add_figures(args.figures, "devices", lines)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Prints what `transformers` says about a folder: continuations, perplexity.
 
-  python scripts/transformers_figures.py FOLDER --gsm8k gsm8k/test.jsonl
+  python scripts/transformers_figures.py FOLDER --data gsm8k/test.jsonl
 
 Needs torch and transformers and nothing of rlvr: scripts/check_real_model.py
-runs it, in an environment of its own, on the folder that it exported.
+runs it, in an environment of its own.
 """
 
 import argparse
@@ -11,22 +11,25 @@ import json
 import sys
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import transformers
 
 
 def main() -> int:
   """Prints JSON; returns 0."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("folder")
-  parser.add_argument("--gsm8k", required=True)
-  parser.add_argument("--questions", type=int)
+  parser.add_argument("--data", required=True)
+  parser.add_argument("--num_questions", type=int)
   parser.add_argument("--prefix", default="")
   parser.add_argument("--texts", default="[]", help="JSON: texts to continue")
-  parser.add_argument("--tokens", type=int, default=40)
+  parser.add_argument("--num_tokens", type=int, default=40)
   args = parser.parse_args()
-  torch.set_num_threads(2)
-  model = AutoModelForCausalLM.from_pretrained(args.folder, dtype=torch.float32)
-  tokenizer = AutoTokenizer.from_pretrained(args.folder)
+  # With several, each waits in a loop for the others where cores are shared.
+  torch.set_num_threads(1)
+  model = transformers.AutoModelForCausalLM.from_pretrained(
+    args.folder, dtype=torch.float32
+  )
+  tokenizer = transformers.AutoTokenizer.from_pretrained(args.folder)
 
   def encode(text):
     ids = tokenizer(args.prefix + text, add_special_tokens=False).input_ids
@@ -35,30 +38,35 @@ def main() -> int:
   continuations = []
   for text in json.loads(args.texts):
     ids = encode(text)
-    with torch.no_grad():
-      found = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=args.tokens,
-        do_sample=False,
-        pad_token_id=0,
-      )
-    continuations.append(found[0, ids.shape[1] :].tolist())
-  with open(args.gsm8k, encoding="utf-8") as file:
+    # By hand: `generate` would follow the folder's own sampling settings.
+    for _ in range(args.num_tokens):
+      with torch.no_grad():
+        best = model(ids).logits[0, -1].argmax()
+      ids = torch.cat([ids, best[None, None]], dim=1)
+    continuations.append(ids[0, -args.num_tokens :].tolist())
+  with open(args.data, encoding="utf-8") as file:
     questions = [json.loads(line)["question"] for line in file]
-  nlls, counts = [], []
-  for question in questions[: args.questions]:
+  nats, counts = [], []
+  for question in questions[: args.num_questions]:
     ids = encode(question)
     with torch.no_grad():
-      logits = model(ids).logits[0, :-1]
-    nlls.append(
+      # In float32, a sum over the vocabulary is off by some 1e-6 of itself.
+      logits = model(ids).logits[0, :-1].double()
+    nats.append(
       torch.nn.functional.cross_entropy(
         logits, ids[0, 1:], reduction="sum"
       ).item()
     )
     counts.append(ids.shape[1] - 1)
   print(
-    json.dumps({"continuations": continuations, "nlls": nlls, "counts": counts})
+    json.dumps(
+      {
+        "transformers": transformers.__version__,
+        "ids": continuations,
+        "nats": nats,
+        "counts": counts,
+      }
+    )
   )
   return 0
 

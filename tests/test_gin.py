@@ -26,6 +26,7 @@ _AFTER = {
   "chat_chatml": ("gsm8k", "huggingface"),
   "chat_gemma": ("gsm8k", "huggingface"),
   "chat_llama3": ("gsm8k", "huggingface"),
+  "chat_of_model": ("gsm8k", "huggingface"),
 }
 # As is a file that only changes a model.
 _MODEL_AFTER = {"lora": ("tiny",)}

@@ -5,6 +5,7 @@ does (some seconds, once).
 """
 
 from rlvr.data.arithmetic import arithmetic_examples
+from rlvr.data.chat_templates import chat_prompt
 from rlvr.data.code_tasks import humaneval_task, mbpp_task
 from rlvr.data.examples import Example, TaskSpec
 from rlvr.data.math_tasks import aqua_task, math_task, svamp_task
@@ -32,6 +33,7 @@ __all__ = [
   "arithmetic_examples",
   "arithmetic_task",
   "byte_vocabulary",
+  "chat_prompt",
   "gsm8k_task",
   "huggingface_vocabulary",
   "humaneval_task",

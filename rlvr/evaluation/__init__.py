@@ -4,7 +4,14 @@ from rlvr.evaluation.metrics import (
   Interval,
   mean_interval,
   pass_at_k,
+  ratio_interval,
   wilson_interval,
 )
 
-__all__ = ["Interval", "mean_interval", "pass_at_k", "wilson_interval"]
+__all__ = [
+  "Interval",
+  "mean_interval",
+  "pass_at_k",
+  "ratio_interval",
+  "wilson_interval",
+]

@@ -134,6 +134,44 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
   return Interval(mean, mean - half, mean + half)
 
 
+def ratio_interval(
+  totals: ArrayLike, counts: ArrayLike, confidence: float = 0.95
+) -> Interval:
+  """Returns a mean over items of groups that are drawn whole, as over tokens.
+
+      r = Σ yᵢ / Σ nᵢ ± z √(m/(m − 1) · Σ (yᵢ − r·nᵢ)²) / Σ nᵢ
+
+  The ratio estimator of Cochran 1977, Sampling Techniques, 3rd ed., section
+  2.11, without its correction for a finite population. The perplexity of texts
+  is exp of the mean, low and high for yᵢ their nats and nᵢ their tokens.
+
+  Args:
+    totals: float [m], y, the sum over each group's items; m ≥ 2.
+    counts: float [m], n, the items of each group, above 0.
+    confidence: probability, 0.95 by custom.
+
+  Raises:
+    ValueError: fewer than two groups, lengths that differ, a total that is not
+      finite, a count that is not above 0, or confidence not in (0, 1).
+  """
+  y, n = np.asarray(totals, np.float64), np.asarray(counts, np.float64)
+  z = statistics.NormalDist().inv_cdf(0.5 + _checked(confidence) / 2.0)
+  if y.ndim != 1 or y.shape != n.shape or y.size < 2:
+    raise ValueError(
+      f"ratio_interval: totals {y.shape} and counts {n.shape}: give one of"
+      " each for at least 2 groups"
+    )
+  if not np.isfinite(y).all() or not (n > 0).all():
+    raise ValueError(
+      "ratio_interval: totals must be finite and counts above 0; the first bad"
+      f" group is {int(np.argmin(np.isfinite(y) & (n > 0)))}"
+    )
+  r = float(y.sum() / n.sum())
+  spread = math.sqrt(y.size / (y.size - 1) * float(((y - r * n) ** 2).sum()))
+  half = z * spread / float(n.sum())
+  return Interval(r, r - half, r + half)
+
+
 def _checked(confidence: float) -> float:
   if not 0.0 < confidence < 1.0:
     raise ValueError(

@@ -4,6 +4,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. What the keys
 and tensors mean for an architecture is said in `rlvr.models.gguf_weights`.
 """
 
+import math
 import os
 import pathlib
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 
 Index = tuple[slice, ...]
 _REQUIRED = object()
+_CHUNK = 1 << 20  # numbers that are dequantised at a time
 
 
 def _gguf() -> Any:
@@ -78,17 +80,34 @@ class GGUFFile:
 
     Blocks of quantised numbers lie along the last axis, so the rows that are
     asked for are dequantised alone.
+
+    Raises:
+      ValueError: rows with gaps.
     """
     tensor = self._tensors[name]
-    rows, rest = index[:1], index[1:]
-    if len(index) == 1:  # a vector: its data are one row
-      rows, rest = (slice(None),), index
-    part = tensor.data[rows[0]] if len(index) > 1 else tensor.data
-    values = _gguf().dequantize(part, tensor.tensor_type)
-    return np.asarray(
-      values[(slice(None), *rest)] if len(index) > 1 else values[rest],
-      np.float32,
-    )
+    shape = self.shape(name)
+    if len(shape) == 1:  # its data are one row
+      return self._dequantised(tensor, slice(None))[index]
+    start, stop, step = index[0].indices(shape[0])
+    if step != 1:
+      raise ValueError(f"GGUFFile.read: rows {index[0]} must follow each other")
+    sizes = [
+      len(range(*part.indices(n))) for part, n in zip(index, shape, strict=True)
+    ]
+    out = np.empty(sizes, np.float32)
+    # A few rows at a time: the package takes several times their size.
+    most = max(1, _CHUNK // math.prod(shape[1:]))
+    for first in range(start, stop, most):
+      rows = slice(first, min(first + most, stop))
+      values = self._dequantised(tensor, rows)
+      out[rows.start - start : rows.stop - start] = values[
+        (slice(None), *index[1:])
+      ]
+    return out
+
+  def _dequantised(self, tensor: Any, rows: slice) -> np.ndarray:
+    values = _gguf().dequantize(tensor.data[rows], tensor.tensor_type)
+    return np.asarray(values, np.float32)
 
   def quantisation(self) -> dict[str, int]:
     """Returns how many tensors there are of each type, "Q4_1" and the like."""

@@ -7,7 +7,6 @@ Format: https://github.com/huggingface/safetensors#format; the index is the one
 of `transformers`: {"metadata": {...}, "weight_map": {tensor: file}}.
 """
 
-import contextlib
 import json
 import os
 import pathlib
@@ -19,13 +18,16 @@ import numpy as np
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# Bytes read of a file after which it is opened again. A file is mapped into
+# memory, and what was read of it counts as the process's own until it is closed.
+_MAPPED = 64 << 20
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 Index = tuple[slice, ...]
 
 
 class SafetensorsFolder:
-  """The tensors of a folder; opens each of its files once.
+  """The tensors of a folder; all of its files are open.
 
   Raises:
     FileNotFoundError: no safetensors there, or a file that the index names.
@@ -34,18 +36,22 @@ class SafetensorsFolder:
 
   def __init__(self, folder: str | os.PathLike):
     self.folder = pathlib.Path(folder)
-    self._stack = contextlib.ExitStack()
     self._files: dict[str, Any] = {}
+    self._read: dict[str, int] = {}  # bytes since the file was opened
     self._file_of = _weight_map(self.folder)
     # Every file is opened now: one that is missing or cut short must not be
     # found after half of the model is read.
     try:
       for name in sorted(set(self._file_of.values())):
-        self._files[name] = self._stack.enter_context(_open(self.folder / name))
+        self._open(name)
       self._check_index()
     except BaseException:
       self.close()
       raise
+
+  def _open(self, name: str) -> None:
+    self._files[name] = _open(self.folder / name).__enter__()
+    self._read[name] = 0
 
   def _check_index(self) -> None:
     held = {name: set(file.keys()) for name, file in self._files.items()}
@@ -80,14 +86,21 @@ class SafetensorsFolder:
         f" {', '.join(_FLOATS)}: quantised folders aren't read, give the"
         " original one or a GGUF file"
       )
-    return np.asarray(part[index])
+    values = np.asarray(part[index])
+    file = self._file_of[name]
+    self._read[file] += values.nbytes
+    if self._read[file] > _MAPPED:
+      self._files.pop(file).__exit__(None, None, None)
+      self._open(file)
+    return values
 
   def _slice(self, name: str) -> Any:
     return self._files[self._file_of[name]].get_slice(name)
 
   def close(self) -> None:
     """Closes the files."""
-    self._stack.close()
+    while self._files:
+      self._files.popitem()[1].__exit__(None, None, None)
 
   def __enter__(self):
     return self
@@ -183,8 +196,12 @@ def write_safetensors(
         )
       # The writer takes memory as it lies: a transposed view would be wrong.
       held[name] = np.ascontiguousarray(array)
+    (folder / file).touch()
+    mode = (folder / file).stat().st_mode
     # The metadata is what transformers looks for before it reads a file.
     save_file(held, folder / file, metadata={"format": "pt"})
+    # The writer makes a file that its owner alone can read.
+    (folder / file).chmod(mode)
     files.append(file)
     weight_map |= dict.fromkeys(names, file)
   if len(shards) > 1:

@@ -9,6 +9,7 @@ Formats: https://huggingface.co/docs/tokenizers/api/models and
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
+import collections
 import functools
 import json
 import os
@@ -84,7 +85,12 @@ def byte_level_bpe(
       f"pre_tokenizer={pre_tokenizer!r} is not known; there are"
       f" {sorted(_PRE_TOKENIZERS)}: give the family's own tokenizer.json"
     )
-  model = _bpe_model(tokens, [merge.split(" ", 1) for merge in merges])
+  model = _bpe_model(
+    tokens,
+    [merge.split(" ", 1) for merge in merges],
+    # Llama 3 has words that no sequence of its merges makes.
+    ignore_merges=pre_tokenizer == "llama-bpe",
+  )
   return _tokenizer(
     tokens,
     kinds,
@@ -119,6 +125,7 @@ def sentencepiece_bpe(
   """
   if len(scores) != len(tokens):
     raise ValueError(f"{len(scores)} scores for {len(tokens)} tokens")
+  _check_kinds(tokens, kinds)
   unknown = [
     t for t, kind in zip(tokens, kinds, strict=True) if kind == UNKNOWN
   ]
@@ -162,9 +169,11 @@ def _bpe_model(
   tokens: Sequence[str],
   merges: list[list[str]],
   unknown: str | None = None,
+  ignore_merges: bool = False,
 ) -> dict[str, Any]:
   return {
     "type": "BPE",
+    "ignore_merges": ignore_merges,
     "dropout": None,
     "unk_token": unknown,
     "continuing_subword_prefix": None,
@@ -179,10 +188,9 @@ def _bpe_model(
 def _tokenizer(
   tokens: Sequence[str], kinds: Sequence[int], **parts: Any
 ) -> str:
-  if len(kinds) != len(tokens):
-    raise ValueError(f"{len(kinds)} kinds for {len(tokens)} tokens")
-  if len(set(tokens)) != len(tokens):
-    doubled = sorted({t for t in tokens if tokens.count(t) > 1})[:5]
+  _check_kinds(tokens, kinds)
+  counts = collections.Counter(tokens)
+  if doubled := sorted(t for t, n in counts.items() if n > 1)[:5]:
     raise ValueError(f"tokens that occur twice in the vocabulary: {doubled}")
   added = [
     {
@@ -208,6 +216,11 @@ def _tokenizer(
     },
     ensure_ascii=False,
   )
+
+
+def _check_kinds(tokens: Sequence[str], kinds: Sequence[int]) -> None:
+  if len(kinds) != len(tokens):
+    raise ValueError(f"{len(kinds)} kinds for {len(tokens)} tokens")
 
 
 def gguf_tokenizer(path: str | os.PathLike) -> tuple[str, dict[str, Any]]:

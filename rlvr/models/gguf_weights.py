@@ -108,6 +108,11 @@ def huggingface_fields(gguf: GGUFFile) -> dict[str, Any]:
   def get(key: str, *default: Any) -> Any:
     return gguf.get(f"{kind}.{key}", *default)
 
+  if (parts := gguf.get("split.count", 1)) > 1:
+    raise ValueError(
+      f"{gguf.path} is 1 of {parts} files of a model: join them by llama.cpp's"
+      " gguf-split --merge, and give the one file"
+    )
   names = gguf.names()
   scaling = get("rope.scaling.type", "none")
   if "rope_freqs.weight" in names or scaling not in ("none", "linear"):

@@ -59,7 +59,7 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
 
   Raises:
     FileNotFoundError: no folder, or no config.json in it.
-    ValueError: it isn't JSON.
+    ValueError: it isn't JSON, or no object.
   """
   file = pathlib.Path(folder) / "config.json"
   if not file.is_file():
@@ -69,9 +69,15 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
       " config.json and safetensors"
     )
   try:
-    return json.loads(file.read_text(encoding="utf-8"))
+    fields = json.loads(file.read_text(encoding="utf-8"))
   except ValueError as error:
     raise ValueError(f"{file} is no JSON: {error}") from error
+  if not isinstance(fields, dict):
+    raise ValueError(
+      f"{file} must hold an object with model_type and sizes, not"
+      f" {type(fields).__name__}: fetch it again"
+    )
+  return fields
 
 
 def load_huggingface(
@@ -229,17 +235,21 @@ def _array(
     )
     if bounds in made:
       return made[bounds]
-    out = np.empty([b - a for a, b in bounds], jnp.dtype(dtype))
     if None in parts:
-      out[...] = _read(tensors, *parts[None], shape, bounds)
+      found = _read(tensors, *parts[None], shape, bounds)
+      # No copy of what is so already: this may be the greatest array.
+      out = np.asarray(found, jnp.dtype(dtype), order="C")
     else:
+      out = np.empty([b - a for a, b in bounds], jnp.dtype(dtype))
       first, last = bounds[0]
       for row, layer in enumerate(range(first, last)):
         out[row] = _read(tensors, *parts[layer], shape[1:], bounds[1:])
     made[bounds] = out
     return out
 
-  return jax.make_array_from_callback(shape, sharding, part)
+  # Waits: what JAX still copies of one array would lie beside the next.
+  array = jax.make_array_from_callback(shape, sharding, part)
+  return jax.block_until_ready(array)
 
 
 def _read(
@@ -364,11 +374,9 @@ def save_huggingface(
     _write_json(partial / "config.json", fields | token_ids)
     if token_ids:
       _write_json(partial / "generation_config.json", token_ids)
-    files = write_safetensors(
+    write_safetensors(
       partial, arrays(), num_bytes, max_shard_bytes=max_shard_bytes
     )
-    for file in files:  # the writer makes them readable by their owner alone
-      shutil.copymode(partial / "config.json", partial / file)
     if tokenizer_files_from is not None:
       write_tokenizer_files(partial, tokenizer_files_from)
     # An empty folder made meanwhile would be replaced; a full one is an error.

@@ -6,7 +6,13 @@ import math
 import numpy as np
 import pytest
 
-from rlvr.evaluation.metrics import mean_interval, pass_at_k, wilson_interval
+from rlvr.evaluation.metrics import (
+  Interval,
+  mean_interval,
+  pass_at_k,
+  ratio_interval,
+  wilson_interval,
+)
 
 
 def _pass_by_enumeration(n, c, k):
@@ -111,3 +117,55 @@ def test_mean_interval_covers_as_often_as_it_says():
 def test_mean_interval_refuses(values):
   with pytest.raises(ValueError, match="mean_interval"):
     mean_interval(values)
+
+
+def test_ratio_interval_by_hand():
+  # y = (3, 5), n = (1, 3): r = 8/4 = 2, residuals 3 - 2 = 1 and 5 - 6 = -1;
+  # 2/1 · (1 + 1) = 4, so the half width is 1.959964 · 2 / 4.
+  found = ratio_interval([3.0, 5.0], [1, 3])
+  assert found.mean == 2.0
+  assert found.high - 2.0 == pytest.approx(0.979982, abs=1e-6)
+  assert 2.0 - found.low == pytest.approx(0.979982, abs=1e-6)
+  # Of groups of one size it is the mean's, with z in place of t.
+  x = np.random.default_rng(0).normal(size=50)
+  found = ratio_interval(3 * x, np.full(50, 3))
+  half = 1.959964 * x.std(ddof=1) / math.sqrt(50)
+  assert found.high - found.low == pytest.approx(2 * half, rel=1e-6)
+
+
+def test_ratio_interval_covers_as_often_as_it_says():
+  rng = np.random.default_rng(0)
+
+  def coverage(interval):
+    hits = 0
+    for _ in range(400):
+      n = rng.integers(5, 40, size=60)
+      # Tokens of a text are alike: one shift for all of them.
+      y = n * (2.0 + 0.5 * rng.normal(size=60)) + rng.normal(size=60)
+      found = interval(y, n)
+      hits += found.low <= 2.0 <= found.high
+    return hits / 400
+
+  assert 0.92 <= coverage(ratio_interval) <= 0.98
+
+  def of_tokens(y, n):
+    """As if each token were drawn by itself."""
+    rate = y.sum() / n.sum()
+    half = 1.96 * 0.5 / math.sqrt(n.sum())
+    return Interval(rate, rate - half, rate + half)
+
+  assert coverage(of_tokens) < 0.7
+
+
+@pytest.mark.parametrize(
+  ("totals", "counts", "message"),
+  [
+    ([1.0], [1], "at least 2 groups"),
+    ([1.0, 2.0], [1], r"\(2,\) and counts \(1,\)"),
+    ([1.0, 2.0], [1, 0], "first bad group is 1"),
+    ([math.nan, 2.0], [1, 1], "first bad group is 0"),
+  ],
+)
+def test_ratio_interval_refuses(totals, counts, message):
+  with pytest.raises(ValueError, match=message):
+    ratio_interval(totals, counts)

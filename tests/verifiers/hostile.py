@@ -4,7 +4,7 @@ import time
 
 from rlvr.verifiers import WorkerPool
 
-LIMITS = {"cpu_s": 1.0, "wall_s": 1.5, "memory_mb": 128, "processes": 4}
+LIMITS = {"cpu_s": 1.0, "wall_s": 3.0, "memory_mb": 128, "processes": 4}
 LIMITS |= {"file_mb": 4, "disk_mb": 8, "files": 500, "output_kb": 64}
 HONEST = "def f(x): return x + 1"
 
@@ -74,7 +74,7 @@ TOO_MUCH = {
   ),
   "memory": ("def f(x): return len(bytearray(1 << 30))", "memory"),
   "little by little": (
-    "def f(x):\n  a = []\n  while True: a.append(bytearray(1 << 16))",
+    "def f(x):\n  a = []\n  while True: a.append(bytearray(1 << 20))",
     "memory",
   ),
   "endless output": ("def f(x):\n  while True: print('x' * 999)", "output"),

@@ -1,0 +1,227 @@
+"""docs/performance.md from the figures of docs/performance.json."""
+
+import fcntl
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+_HEAD = """# How fast, beside what
+
+Written by `python scripts/make_performance_page.py` from
+docs/performance.json, to which each command below adds its figures. They are of
+one machine: {machine}. Seconds are of that machine; what carries over are ratios
+taken in one run.
+"""
+
+_PEERS = """
+## One GRPO step beside other libraries
+
+`scripts/bench_peers.sh HARNESS`: the same Qwen3-shaped checkpoint of 11 M parameters,
+8 prompts of 64 tokens x 8 responses of 128, reference KL on, float32, AdamW,
+strings in, new parameters out; each library in turn at its best known setting, in
+a process of its own, steps that another process disturbed left out. The limit is
+the sum of the operations at the best rate that the machine showed for their
+shapes in the same run; in training a group's prompt is computed once in it.
+
+{table}
+"""
+
+_SLOTS = """
+## Skewed lengths
+
+`python scripts/bench_slots.py`: {about}. *Useful*: tokens of responses over
+rows x steps that the decode loop computed. *Tokens*: equal to those of the run
+with a slot for each response.
+
+{table}
+"""
+
+_GROWTH = """
+## How cost grows
+
+`python scripts/bench_growth.py`, least disturbed: medians. Each phase's limit,
+in brackets, is its operations at this machine's best rates ({rates}). The exponent is
+the slope of log seconds over log size, over all points.
+"""
+
+_DEVICES = """
+### Devices
+
+`python scripts/measure_shards.py`: score and update compiled for simulated devices;
+MiB that one device holds, and that it must send in a step at the least. Seconds
+would say nothing here: the devices share the same cores.
+
+{table}
+"""
+
+AXES = {
+  "batch": ("Batch", "responses"),
+  "length": ("Response length", "tokens"),
+  "model": ("Model size", "parameters"),
+  "group": ("Group size, at 4 prompts", "responses to a prompt"),
+}
+PHASES = ("rollout", "score", "update")
+
+
+def add_figures(file: pathlib.Path, name: str, figures: Any) -> None:
+  """Adds what one command measured to the file; others' figures stay.
+
+  Args:
+    file: JSON; made where it isn't there.
+    name: whose figures.
+    figures: anything that JSON has.
+  """
+  file.touch()
+  with open(file, "r+", encoding="utf-8") as f:
+    fcntl.flock(f, fcntl.LOCK_EX)
+    text = f.read()
+    every = json.loads(text) if text else {}
+    every[name] = figures
+    f.seek(0)
+    f.truncate()
+    f.write(json.dumps(every, indent=1, sort_keys=True) + "\n")
+
+
+def performance_page(figures: Mapping[str, Any]) -> str:
+  """Returns the page, in Markdown; what wasn't measured isn't in it.
+
+  Args:
+    figures: by command, as `add_figures` saves them.
+
+  Raises:
+    ValueError: no figures of the machine (scripts/bench_growth.py gives them).
+  """
+  if "machine" not in figures:
+    raise ValueError(
+      "the figures don't say of which machine they are: run"
+      " scripts/bench_growth.py, which adds it"
+    )
+  parts = [_HEAD.format(machine=figures["machine"])]
+  if "peers" in figures:
+    parts.append(_PEERS.format(table=_peers(figures["peers"])))
+  if "slots" in figures:
+    found = figures["slots"]
+    parts.append(_SLOTS.format(about=found["about"], table=_slots(found)))
+  grown = {k: figures[f"growth_{k}"] for k in AXES if f"growth_{k}" in figures}
+  if grown:
+    rates = next(iter(grown.values()))["rates"]
+    text = (
+      f"{rates['flops'] / 1e9:.0f} GFLOP/s, {rates['bytes'] / 1e9:.0f} GB/s"
+    )
+    parts.append(_GROWTH.format(rates=text))
+    parts.extend(_axis(k, found["points"]) for k, found in grown.items())
+  if "growth_chain" in figures:
+    parts.append(_chain(figures))
+  if "devices" in figures:
+    parts.append(_DEVICES.format(table=_devices(figures["devices"])))
+  return "".join(parts)
+
+
+def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
+  """Returns the slope of log seconds over log size, by least squares."""
+  return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
+
+
+def table_of(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """Returns a table in Markdown."""
+  lines = [columns, ["---"] * len(columns), *rows]
+  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _peers(found: Mapping[str, Any]) -> str:
+  phases = ("step", *PHASES)
+  own = found["libraries"]["rlvr"]
+  rows = []
+  for name, line in found["libraries"].items():
+    cells = [f"{line[phase]:.2f}" for phase in phases]
+    if name != "rlvr":
+      cells = [
+        f"{cell} ({line[p] / own[p]:.2f}x)"
+        for cell, p in zip(cells, phases, strict=True)
+      ]
+    rows.append([line["name"], *cells, f"{line['peak_rss_mb']:,.0f}"])
+  limit = found["limits"]
+  rows.append(["limit", *(f"{limit[p]:.2f}" for p in phases), ""])
+  shares = [f"{limit[p] / own[p]:.0%}" for p in phases]
+  rows.append(["rlvr: share of the limit", *shares, ""])
+  seconds = [f"{p} s" for p in phases]
+  return table_of(("library", *seconds, "peak MB"), rows)
+
+
+def _slots(found: Mapping[str, Any]) -> str:
+  rows = [
+    [
+      *(road["name"], f"{road['seconds']:.1f}"),
+      f"{road['seconds'] / found['roads'][0]['seconds']:.2f}x",
+      *(f"{road['useful']:.0%}", road["same"]),
+    ]
+    for road in found["roads"]
+  ]
+  return table_of(("road", "seconds", "beside slots", "useful", "tokens"), rows)
+
+
+def _axis(axis: str, points: Sequence[Mapping[str, Any]]) -> str:
+  title, unit = AXES[axis]
+  rows = [
+    [
+      f"{point['value']:,}",
+      *(f"{_s(point[p])} ({_s(point['limits'][p])})" for p in PHASES),
+      f"{point['peak_rss_mb']:,.0f}",
+    ]
+    for point in points
+  ]
+  sizes = [point["value"] for point in points]
+  slopes = [exponent(sizes, [point[p] for point in points]) for p in PHASES]
+  rows.append(["exponent", *(f"{slope:.2f}" for slope in slopes), ""])
+  seconds = [f"{p} s (limit)" for p in PHASES]
+  return f"\n### {title}\n\n{table_of((unit, *seconds, 'peak MB'), rows)}\n"
+
+
+def _s(seconds: float) -> str:
+  return f"{seconds:.3g}" if seconds < 100 else f"{seconds:.0f}"
+
+
+def _chain(figures: Mapping[str, Any]) -> str:
+  points = figures["growth_chain"]["points"]
+  whole = None
+  for point in figures.get("growth_batch", {}).get("points", ()):
+    if point["value"] == 256:
+      whole = sum(point[p] for p in PHASES)
+  rows = []
+  for point in points:
+    share = "" if whole is None else f"{point['score'] / whole:.3%}"
+    rows.append([str(point["value"]), f"{point['score'] * 1e3:.2f}", share])
+  sizes = [p["value"] for p in points]
+  slope = np.polyfit(sizes, [p["score"] for p in points], 1)[0]
+  text = (
+    "\n### Transforms in the chain\n\n256 responses of 128 tokens, 16 steps each;"
+    " log-sigmoid, clip and delta in turn, then min-form credit and group-relative"
+    " advantages. Share: of the step of 256 responses above. A transform adds"
+    f" {max(slope, 0) * 1e6:.0f} µs.\n\n"
+  )
+  columns = ("transforms", "milliseconds", "share of the step")
+  return text + table_of(columns, rows) + "\n"
+
+
+def _devices(found: Sequence[Mapping[str, Any]]) -> str:
+  rows = []
+  for line in found:
+    sent = ", ".join(
+      f"{kind} {size / 2**20:.1f}"
+      for kind, size in sorted(line["sent"].items())
+      if size
+    )
+    rows.append(
+      [
+        line["mesh"],
+        f"{line['held'] / 2**20:.1f}",
+        f"{line['temporaries'] / 2**20:.1f}",
+        f"{sum(line['sent'].values()) / 2**20:.1f}",
+        sent or "-",
+      ]
+    )
+  columns = ("data x fsdp x tensor", "state and batch", "temporaries")
+  return table_of((*columns, "sent", "of that"), rows)

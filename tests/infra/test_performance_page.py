@@ -1,0 +1,73 @@
+"""docs/performance.md: made from figures, which commands add one by one."""
+
+import json
+
+import pytest
+
+from rlvr.infra.performance_page import (
+  add_figures,
+  exponent,
+  performance_page,
+)
+
+LIMITS = {"rollout": 0.5, "score": 0.25, "update": 1.0, "step": 1.75}
+
+
+def point(value, seconds):
+  phases = dict.fromkeys(("rollout", "score", "update"), seconds)
+  return {"value": value, **phases, "limits": LIMITS, "peak_rss_mb": 100.0}
+
+
+def test_figures_are_added_and_replaced(tmp_path):
+  file = tmp_path / "performance.json"
+  add_figures(file, "a", [1])
+  add_figures(file, "b", {"x": 2.0})
+  add_figures(file, "a", [3])
+  assert json.loads(file.read_text()) == {"a": [3], "b": {"x": 2.0}}
+
+
+def test_the_exponent_is_that_of_a_power():
+  sizes = [1, 4, 16]
+  assert exponent(sizes, [3 * n**1.5 for n in sizes]) == pytest.approx(1.5)
+  assert exponent(sizes, [2.0, 2.0, 2.0]) == pytest.approx(0.0)
+
+
+def test_the_page_has_what_was_measured():
+  rates = {"flops": 2e11, "bytes": 4e10}
+  figures = {
+    "machine": "2 cores of it",
+    "peers": {
+      "limits": LIMITS,
+      "libraries": {
+        "rlvr": {"name": "rlvr", "peak_rss_mb": 1000.0}
+        | {"step": 3.5, "rollout": 1.0, "score": 0.5, "update": 2.0},
+        "other": {"name": "other 1.0", "peak_rss_mb": 2000.0}
+        | {"step": 7.0, "rollout": 4.0, "score": 1.0, "update": 2.0},
+      },
+    },
+    "growth_batch": {
+      "rates": rates,
+      "points": [point(64, 1.0), point(256, 4.0)],
+    },
+    "growth_chain": {
+      "rates": rates,
+      "points": [{"value": 0, "score": 0.001}, {"value": 32, "score": 0.003}],
+    },
+    "devices": [
+      {"mesh": "1 x 2 x 1", "held": 1 << 20, "temporaries": 2 << 20}
+      | {"sent": {"all-gather": 3 << 20, "all-reduce": 1 << 20}}
+    ],
+  }
+  page = performance_page(figures)
+  assert "2 cores of it" in page
+  assert "| other 1.0 | 7.00 (2.00x) | 4.00 (4.00x) |" in page
+  assert "| rlvr: share of the limit | 50% | 50% | 50% | 50% |" in page
+  assert "| exponent | 1.00 | 1.00 | 1.00 |" in page
+  assert "| 32 | 3.00 | 0.025% |" in page  # of 3 x 4 seconds
+  assert "| 1 x 2 x 1 | 1.0 | 2.0 | 4.0 | all-gather 3.0" in page
+  assert "Skewed" not in page  # wasn't measured
+
+
+def test_a_machine_must_be_named():
+  with pytest.raises(ValueError, match=r"bench_growth\.py"):
+    performance_page({"peers": {}})
