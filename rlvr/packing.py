@@ -34,7 +34,6 @@ from rlvr.meshes import num_shards
 from rlvr.types import Array
 
 _Carry = TypeVar("_Carry")
-_SHORTEST = 16  # tokens; shorter pieces would be more program than work
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +46,8 @@ class Packing:
     update. More pieces fit the lengths closer, and are smaller.
   min_tokens: response tokens that a piece has at least on each device, below
     which small matrices, and weights gathered for them, cost more than padding.
+  shortest: tokens that a piece's length has at least. Responses of up to fewer
+    than twice as many are computed unpacked, by the program without pieces.
 
   Raises:
     ValueError: a number below 1.
@@ -55,6 +56,7 @@ class Packing:
   lengths: int = 4
   pieces: int = 16
   min_tokens: int = 2048
+  shortest: int = 64
 
   def __post_init__(self):
     for name, value in dataclasses.asdict(self).items():
@@ -93,7 +95,9 @@ def piece_shapes(
     most_rows: of a piece of length T, for memory (a micro-batch's).
   """
   lengths = [length]
-  while len(lengths) < packing.lengths and -(-lengths[-1] // 2) >= _SHORTEST:
+  while (
+    len(lengths) < packing.lengths and -(-lengths[-1] // 2) >= packing.shortest
+  ):
     lengths.append(-(-lengths[-1] // 2))
   ways = num_shards("batch", rows)
 

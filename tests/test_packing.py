@@ -27,13 +27,13 @@ B = P * G
 # 3 of 16 responses need the long pieces.
 LENGTHS = (3, 1, 2, 32, 1, 16, 7, 1, 17, 5, 4, 5, 2, 31, 3, 1)
 # Pieces of 2 x 32 and 3 x 16 tokens.
-FINE = Packing(lengths=2, pieces=8, min_tokens=1)
+FINE = Packing(lengths=2, pieces=8, min_tokens=1, shortest=16)
 SHAPES = (Shape(3, 16), Shape(2, 32))
 
 
 def test_shapes_take_about_the_same_memory():
   found = piece_shapes(
-    Packing(lengths=3, pieces=4, min_tokens=1),
+    Packing(lengths=3, pieces=4, min_tokens=1, shortest=25),
     rows=64,
     length=100,
     prompt_length=20,
@@ -49,12 +49,15 @@ def test_shapes_take_about_the_same_memory():
   assert found == (10, 8)
   (found,) = shape(Packing(min_tokens=4000), length=8, most_rows=64)
   assert found == (64, 8)
-  # No piece is shorter than 16 tokens.
-  lengths = [s.length for s in shape(Packing(), length=70, most_rows=64)]
-  assert lengths == [18, 35, 70]
+  # No piece is shorter than `shortest`.
+  for shortest, expected in ((18, [18, 35, 70]), (19, [35, 70]), (36, [70])):
+    found = shape(Packing(shortest=shortest), length=70, most_rows=64)
+    assert [s.length for s in found] == expected
 
 
-@pytest.mark.parametrize("field", ["lengths", "pieces", "min_tokens"])
+@pytest.mark.parametrize(
+  "field", ["lengths", "pieces", "min_tokens", "shortest"]
+)
 def test_a_number_below_1_names_itself(field):
   with pytest.raises(ValueError, match=f"Packing.{field}=0"):
     Packing(**{field: 0})
