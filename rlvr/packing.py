@@ -55,7 +55,7 @@ class Packing:
 
   lengths: int = 4
   pieces: int = 16
-  min_tokens: int = 2048
+  min_tokens: int = 1024
   shortest: int = 64
 
   def __post_init__(self):
