@@ -24,7 +24,7 @@ from rlvr.probes.compute import ProbeSettings
 from rlvr.recipe import Recipe, Reduction
 from rlvr.rewards.algebra import Transform, describe, stateless
 from rlvr.running import ReinforcementLoop, SupervisedLoop
-from rlvr.sampling import Sampling
+from rlvr.sampling import AS_TRAINED, Precision, Sampling
 from rlvr.selection import DomainSampling, DynamicSampling, KnapsackBudget
 from rlvr.types import Params
 from rlvr.verifiers.specs import VerifierSpec
@@ -65,6 +65,8 @@ class Reinforcement:
   packing: how padding is left out, see `rlvr.packing`; None leaves none out.
   greedy_baseline: sample and verify a greedy response to each prompt as well;
     its rewards are outcome rewards "greedy_<name>" of its group.
+  precision: of the model that responses are sampled from; evaluations are of
+    the policy as it is trained.
   """
 
   num_prompts: int
@@ -88,6 +90,7 @@ class Reinforcement:
   budget: KnapsackBudget | None = None
   domains: DomainSampling | None = None
   greedy_baseline: bool = False
+  precision: Precision = AS_TRAINED
 
   def __post_init__(self):
     if isinstance(self.micro_batches, str) and not self.fits_memory:
@@ -140,7 +143,9 @@ class Reinforcement:
 
     return Recipe(
       model=setup.model,
-      sampling=setup.sampling,
+      sampling=setup.sampling
+      if self.precision == AS_TRAINED
+      else dataclasses.replace(setup.sampling, precision=self.precision),
       num_prompts=self.num_prompts,
       group_size=self.group_size,
       chain=self.chain,
@@ -200,6 +205,7 @@ class Reinforcement:
       "response tokens per step": "at most"
       f" {responses * setup.sampling.max_tokens:,}"
       f" ({responses} x {setup.sampling.max_tokens})",
+      **_precision(self.precision),
       "updates per step": f"{self.updates_per_batch * self.passes_per_batch},"
       f" each on {per_update} prompts ({per_update * self.group_size}"
       f" responses); each response is used {self.passes_per_batch}x",
@@ -220,6 +226,13 @@ class Reinforcement:
   def text(self) -> str:
     """Returns the scoring chain's description."""
     return describe(self.chain)
+
+
+def _precision(precision: Precision) -> dict[str, str]:
+  if precision == AS_TRAINED:
+    return {}
+  asked = {k: v for k, v in vars(precision).items() if v}
+  return {"sampled with": ", ".join(f"{k}={v}" for k, v in asked.items())}
 
 
 def _params(term: Term) -> str:

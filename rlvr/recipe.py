@@ -8,6 +8,7 @@ import jax
 import optax
 
 from rlvr import models
+from rlvr.advantages.importance import CORRECTIONS
 from rlvr.objectives.terms import Statistic, Term
 from rlvr.packing import PACKING, Packing
 from rlvr.probes.compute import PROBES, ProbeSettings, check_probes
@@ -38,6 +39,12 @@ def batch_key(key: Array, step: Array, use: Noise) -> Array:
     use: what for.
   """
   return jax.random.fold_in(jax.random.fold_in(key, step), int(use))
+
+
+def names_in(chain: Transform) -> frozenset[str]:
+  """Returns the names of a transform and of all those inside it."""
+  inside = (names_in(part) for part in chain.spec.parts)
+  return frozenset({chain.spec.name}).union(*inside)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -120,6 +127,7 @@ class Recipe:
         " sampled from, so that π/π_behavior is no ratio of policies: set"
         " old_logprobs = 'recomputed', or sample from the whole distribution"
       )
+    self._check_precision()
     if self.chain.spec.gives != "advantages":
       last = (self.chain, *self.chain.spec.parts)[-1]
       raise ValueError(
@@ -147,6 +155,31 @@ class Recipe:
         has_values=self.model.value_head,
       )
     _ = self.statistics
+
+  def _check_precision(self):
+    """Checks that what a sampler of other numbers draws is weighed."""
+    precision = self.sampling.precision
+    if precision.allow_uncorrected or not precision.differs(self.model):
+      return
+    what = (
+      f"Sampling.precision draws with other numbers than are trained"
+      f" (compute_dtype={precision.compute_dtype!r}, weights="
+      f"{precision.weights!r}, cache={precision.cache!r})"
+    )
+    anyway = "Precision.allow_uncorrected=True runs without, to show the bias"
+    if self.old_logprobs != "recomputed":
+      raise ValueError(
+        f"{what}, so that old_logprobs={self.old_logprobs!r} would put the"
+        " sampler's error into the ratio that is clipped: set old_logprobs ="
+        f" 'recomputed'. {anyway}"
+      )
+    if not names_in(self.chain) & CORRECTIONS:
+      raise ValueError(
+        f"{what}, and nothing in the chain corrects that: put"
+        " truncated_importance_sampling (or masked_) behind the advantage"
+        " estimator, as in gin/methods/importance_sampling.gin."
+        f" {anyway}"
+      )
 
   @property
   def statistics(self) -> dict[str, Statistic]:

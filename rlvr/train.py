@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from rlvr import models, sharding
@@ -377,6 +376,7 @@ def _shares(loop, setup: Setup, recipe: Recipe) -> dict[str, str]:
     sampling_rules=setup.sampling.rules,
     optimizer=recipe.optimizer,
     use_reference=loop.use_reference,
+    precision=recipe.sampling.precision,
   )
   rows = shards.param_rows(setup.model, mesh, setup.rules)
   pieces = recipe.updates_per_batch * recipe.micro_batches
@@ -449,11 +449,8 @@ def _plan(
   opt_bytes = sum(
     math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(opt_state)
   )
-  width = np.dtype(
-    "float32" if model.compute_dtype == "float32" else "float16"
-  ).itemsize
   B = recipe.num_prompts * recipe.group_size
-  per_token = 2 * model.num_layers * model.num_kv_heads * model.head_dim * width
+  per_token = recipe.sampling.precision.cache_bytes(model)
   S = setup.source.next_batch(setup.source.unit).prompts.tokens.shape[1]
   setup.source.seek(0)
   cache = per_token * (B * setup.sampling.max_tokens + recipe.num_prompts * S)

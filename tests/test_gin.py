@@ -83,6 +83,15 @@ def test_model_parses(model):
 
 
 @pytest.mark.parametrize(
+  "precision", sorted(p.stem for p in (GIN / "sampling").glob("*.gin"))
+)
+def test_sampling_parses_and_uses_its_macros(precision):
+  chosen = ["models/tiny", "tasks/arithmetic", "methods/importance_sampling"]
+  main.load_config(files(*chosen, "runs/train", f"sampling/{precision}"), [])
+  assert main.unused_macros() == []
+
+
+@pytest.mark.parametrize(
   "scale", sorted(p.stem for p in (GIN / "scale").glob("*.gin"))
 )
 def test_scale_parses_and_uses_its_macros(scale):

@@ -29,6 +29,10 @@ from rlvr.rewards.algebra import (
 from rlvr.segments import masked_mean
 from rlvr.types import Array, Context, Scores
 
+# Transforms that correct the advantages, by their names in `Spec`.
+CORRECTIONS = frozenset(
+  {"truncated_importance_sampling", "masked_importance_sampling"}
+)
 Level = Literal["token", "sequence", "geometric"]
 _MOST = 20.0  # |log ρ|: a float32 holds e^20
 
@@ -72,6 +76,45 @@ def importance_ratios(
   return jnp.exp(jnp.clip(log_ratio, -_MOST, _MOST))
 
 
+def mismatch_statistics(
+  logprobs: Array, behavior_logprobs: Array, mask: Array
+) -> dict[str, Array]:
+  """Returns how far the sampler is from the trainer, by the sampled tokens.
+
+  With x = log π − log μ at a token drawn from μ, and ρ = eˣ:
+
+      change_mean  mean |x|, nats
+      change_max   max |x|, nats
+      kl           mean of eˣ − 1 − x, an estimate of KL(μ ‖ π), nats
+      ess          (Σ ρ)² / (n Σ ρ²), the effective share of the tokens
+
+  Source: the estimate k3 of http://joschu.net/blog/kl-approx.html; the effective
+  sample size of Kong 1992, as in section 2.5.3 of Liu, "Monte Carlo Strategies
+  in Scientific Computing", 2001.
+
+  Args:
+    logprobs: float32 [B, T], nats, the trainer's.
+    behavior_logprobs: float32 [B, T], nats, the sampler's.
+    mask: bool [B, T], true on the response.
+
+  Returns:
+    float32 [] by name; 0 without any token, but `ess` 1.
+  """
+  x = jnp.where(mask, logprobs - behavior_logprobs, 0.0)
+  x = jnp.clip(x, -_MOST, _MOST)
+  # A ratio of sums: scaled, so that squares don't overflow.
+  rho = jnp.where(mask, jnp.exp(x - x.max()), 0.0)
+  count = jnp.maximum(mask.sum(), 1)
+  squares = jnp.where(mask.any(), (rho**2).sum(), 1.0)
+  ess = rho.sum() ** 2 / (count * squares)
+  return {
+    "change_mean": masked_mean(jnp.abs(x), mask),
+    "change_max": jnp.abs(x).max(),
+    "kl": masked_mean(jnp.expm1(x) - x, mask),
+    "ess": jnp.where(mask.any(), ess, 1.0),
+  }
+
+
 def truncated_weights(ratios: Array, *, cap: float) -> Array:
   """Returns importance ratios cut off above: min(ρ, C).
 
@@ -112,7 +155,7 @@ def truncated_importance_sampling(*, level: Level, cap: float) -> Transform:
   """Multiplies the advantages by min(π_old / μ, C).
 
   See `importance_ratios` and `truncated_weights`. Metrics: the mean of the
-  ratios before they are cut, and the share that is.
+  ratios before they are cut, the share that is, and `mismatch_statistics`.
 
   Args:
     level: "token", "sequence" or "geometric".
@@ -139,7 +182,7 @@ def masked_importance_sampling(
 
   See `importance_ratios` and `masked_weights`. The loss's normaliser stays as it
   is: a masked token counts below the fraction line. Metrics: the mean of the
-  ratios, and the share that is masked.
+  ratios, the share that is masked, and `mismatch_statistics`.
 
   Args:
     level: "token" (IcePop), "sequence" or "geometric".
@@ -168,12 +211,10 @@ def _weigh(who, level, weights_of, params) -> Transform:
   def apply(scores: Scores, context: Context) -> Scores:
     rollout = context.rollout
     mask = rollout.completion_mask
-    ratios = importance_ratios(
-      jax.lax.stop_gradient(context.probes["logprobs"]),
-      rollout.behavior_logprobs,
-      mask,
-      level=level,
-    )
+    logprobs = jax.lax.stop_gradient(context.probes["logprobs"])
+    behavior = rollout.behavior_logprobs
+    ratios = importance_ratios(logprobs, behavior, mask, level=level)
+    found = mismatch_statistics(logprobs, behavior, mask)
     weights = weights_of(ratios)
     advantages = jnp.where(mask, scores.advantages * weights, 0.0)
     scores = dataclasses.replace(scores, advantages=advantages)
@@ -181,6 +222,7 @@ def _weigh(who, level, weights_of, params) -> Transform:
       scores,
       importance__ratio_mean=masked_mean(ratios, mask),
       importance__cut=masked_mean((weights != ratios) * 1.0, mask),
+      **{f"importance__{name}": value for name, value in found.items()},
     )
 
   return stateless(

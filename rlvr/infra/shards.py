@@ -22,6 +22,12 @@ from jax.sharding import AbstractMesh, Mesh
 import gin
 from rlvr import models, sharding
 from rlvr.meshes import AXES, RULES, MeshShape, Rules, as_tuple, partition
+from rlvr.models.precision import (
+  AS_TRAINED,
+  Precision,
+  sampling_axes,
+  sampling_params,
+)
 
 
 class Row(NamedTuple):
@@ -103,6 +109,7 @@ def totals(
   sampling_rules: Rules | None = None,
   optimizer: optax.GradientTransformation | None = None,
   use_reference: bool = False,
+  precision: Precision = AS_TRAINED,
 ) -> dict[str, int]:
   """Returns bytes on each device, of everything that mirrors the parameters.
 
@@ -111,9 +118,10 @@ def totals(
     mesh: from `make_mesh`, or an abstract one.
     rules: the table of rules.
     sampling_rules: the same while sampling, None: as in training. Where they
-      or the compute dtype differ, sampling has a copy of its own.
+      or what they are kept as differ, sampling has a copy of its own.
     optimizer: None leaves its state out.
     use_reference: whether there is a reference model.
+    precision: of the model that is sampled from.
   """
   params = models.abstract_params(config)
   placed = sharding.param_shardings(config, mesh, rules)
@@ -130,8 +138,15 @@ def totals(
   # With adapters the reference is the same weights without them.
   if use_reference and config.lora is None:
     out["reference model"] = size
-  cast = jax.eval_shape(lambda p: models.compute_params(p, config), params)
-  sampled = sharding.param_shardings(config, mesh, sampling_rules or rules)
+  cast = jax.eval_shape(
+    lambda p: sampling_params(p, precision.config(config), precision), params
+  )
+  axes = jax.tree.map(
+    lambda x, names: sharding.Logical(x.shape, names),
+    cast,
+    sampling_axes(models.logical_axes(config), cast),
+  )
+  sampled = sharding.param_shardings(axes, mesh, sampling_rules or rules)
   if cast != params or sampled != placed:
     out["parameters as sampled with"] = tree_bytes(cast, sampled)
   return out
@@ -226,6 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       sampling_rules=_bound("rlvr.train.train.sampling_rules"),
       optimizer=None if loop is None else loop.optimizer,
       use_reference=loop is not None and loop.use_reference,
+      precision=getattr(loop, "precision", AS_TRAINED),
     )
   except (ValueError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)

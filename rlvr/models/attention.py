@@ -8,6 +8,7 @@ G times in memory. Scores and softmax are float32 whatever the compute dtype.
 import jax
 import jax.numpy as jnp
 
+from rlvr.models.quantized import Quantized, score, weigh
 from rlvr.types import Array
 
 _MASKED = -1e30  # finite: a row without any key gives uniform weights, not NaN
@@ -132,11 +133,11 @@ def attend_shared(
 
 def attend_token(
   q_BxHxD: Array,
-  prompt_k_PxKxDxS: Array,
-  prompt_v_PxKxSxD: Array,
+  prompt_k_PxKxDxS: Array | Quantized,
+  prompt_v_PxKxSxD: Array | Quantized,
   prompt_mask: Array,
-  k_BxKxDxU: Array,
-  v_BxKxUxD: Array,
+  k_BxKxDxU: Array | Quantized,
+  v_BxKxUxD: Array | Quantized,
   mask: Array,
   *,
   scale: float | None = None,
@@ -162,8 +163,7 @@ def attend_token(
   P, K = prompt_k_PxKxDxS.shape[:2]
   G, R = B // P, H // K
   q = q_BxHxD.reshape(B, K, R, D) * (scale or D**-0.5)
-  f32 = {"preferred_element_type": jnp.float32}
-  own = jnp.einsum("bkrd,bkdu->bkru", q, k_BxKxDxU, **f32)
+  own = score("bkrd,bkdu->bkru", q, k_BxKxDxU)
   own = jnp.where(mask[:, None], softcapped(own, softcap), _MASKED)
 
   def grouped(x):
@@ -175,7 +175,7 @@ def attend_token(
     x = x.reshape(P, K, G, R, -1)
     return x.swapaxes(1, 2).reshape(B, K, R, -1)
 
-  shared = jnp.einsum("pkgd,pkds->pkgs", grouped(q), prompt_k_PxKxDxS, **f32)
+  shared = score("pkgd,pkds->pkgs", grouped(q), prompt_k_PxKxDxS)
   if prompt_mask.ndim == 2:
     prompt_mask = prompt_mask[:, None]
   shared = jnp.where(prompt_mask[:, None], softcapped(shared, softcap), _MASKED)
@@ -184,9 +184,9 @@ def attend_token(
   )
   own, shared = jnp.exp(own - most), jnp.exp(shared - grouped(most))
   total = own.sum(-1, keepdims=True) + ungrouped(shared.sum(-1, keepdims=True))
-  dtype = v_BxKxUxD.dtype
-  out = jnp.einsum("bkru,bkud->bkrd", own.astype(dtype), v_BxKxUxD, **f32)
+  dtype = q_BxHxD.dtype
+  out = weigh("bkru,bkud->bkrd", own, v_BxKxUxD, dtype)
   out = out + ungrouped(
-    jnp.einsum("pkgs,pksd->pkgd", shared.astype(dtype), prompt_v_PxKxSxD, **f32)
+    weigh("pkgs,pksd->pkgd", shared, prompt_v_PxKxSxD, dtype)
   )
   return (out / total).reshape(B, H, D).astype(dtype)

@@ -7,7 +7,8 @@
 Keys are kept as [.., N, S] and values as [.., S, N], as the two products of one
 query with them read them: neither is turned over in any step. A model whose
 layers are unrolled has an array for each layer, one whose layers are scanned
-has one for all, written in place.
+has one for all, written in place. They may be kept with fewer bits
+(`kept_as`): what follows goes by the type of the arrays.
 """
 
 from typing import Any, NamedTuple
@@ -31,6 +32,13 @@ from rlvr.models.kinds import (
   of_layer,
   prompt_masks_by_kind,
 )
+from rlvr.models.quantized import (
+  Quantized,
+  balanced,
+  kept_like,
+  quantize,
+  quantize_keys,
+)
 from rlvr.types import Array, Params
 
 
@@ -38,8 +46,9 @@ class Cache(NamedTuple):
   """Keys and values, of prompts or of responses.
 
   keys: compute dtype [rows, K, N, S]; a tuple of one for each layer where the
-    layers are unrolled, else [L, rows, K, N, S].
-  values: likewise [rows, K, S, N].
+    layers are unrolled, else [L, rows, K, N, S]. Or `Quantized`, with scales
+    [.., 1, S].
+  values: likewise [rows, K, S, N]; scales [.., S, 1].
   """
 
   keys: Any
@@ -96,17 +105,57 @@ def prefill(
   return hidden[:, -1], constrain_cache(cache, config)
 
 
-def empty_cache(config: ModelConfig, rows: int, length: int) -> Cache:
-  """Returns a cache of zeros for `length` response tokens in each row."""
-  dtype = jnp.dtype(config.compute_dtype)
+def empty_cache(
+  config: ModelConfig, rows: int, length: int, dtype: Any = None
+) -> Cache:
+  """Returns a cache of zeros for `length` response tokens in each row.
+
+  Args:
+    config: the model's shape.
+    rows: how many.
+    length: U.
+    dtype: as which it is kept, see `cache_dtype`; None: the compute dtype.
+  """
+  dtype = jnp.dtype(config.compute_dtype if dtype is None else dtype)
   K, N, L = config.num_kv_heads, config.head_dim, config.num_layers
+  heads = (rows, K) if config.unroll_layers else (L, rows, K)
 
-  def zeros(*shape):
-    if config.unroll_layers:
-      return tuple(jnp.zeros((rows, K, *shape), dtype) for _ in range(L))
-    return jnp.zeros((L, rows, K, *shape), dtype)
+  def zeros(shape, groups):
+    def one():
+      x = jnp.zeros((*heads, *shape), dtype)
+      if dtype != jnp.int8:
+        return x
+      return Quantized(x, jnp.zeros((*heads, *groups), jnp.float32))
 
-  return constrain_cache(Cache(zeros(N, length), zeros(length, N)), config)
+    return tuple(one() for _ in range(L)) if config.unroll_layers else one()
+
+  cache = Cache(
+    zeros((N, length), (1, length)), zeros((length, N), (length, 1))
+  )
+  return constrain_cache(cache, config)
+
+
+def kept_as(cache: Cache, dtype: str | None, mask: Array) -> Cache:
+  """Returns a prompts' cache with its keys and values kept as `dtype`.
+
+  Args:
+    cache: of floats.
+    dtype: a float, or "int8": one scale for each token's head. None: as it is.
+    mask: bool [rows, S], true on the prompts' tokens.
+  """
+  if dtype is None:
+    return cache
+  if dtype != "int8":
+    return jax.tree.map(lambda x: x.astype(dtype), cache)
+  return Cache(
+    jax.tree.map(lambda x: quantize_keys(x, mask), cache.keys),
+    jax.tree.map(lambda x: quantize(x, -1), cache.values),
+  )
+
+
+def cache_dtype(cache: Cache) -> Any:
+  """Returns as which keys and values are kept."""
+  return jax.tree.leaves(cache.keys)[0].dtype
 
 
 def constrain_cache(cache: Cache, config: ModelConfig) -> Cache:
@@ -183,6 +232,19 @@ def _write(keys, values, k, v, position, layer=None):
   )
 
 
+def _write_kept(keys, values, k, v, position, layer=None):
+  """As `_write`, as the cache keeps them."""
+  found = (keys, values, kept_like(keys, k, -1), kept_like(values, v, -1))
+  leaves = [jax.tree.leaves(x) for x in found]
+  written = [
+    _write(*each, position, layer) for each in zip(*leaves, strict=True)
+  ]
+  return tuple(
+    jax.tree.unflatten(jax.tree.structure(keys), new)
+    for new in zip(*written, strict=True)
+  )
+
+
 def decode(
   reading: Reading,
   config: ModelConfig,
@@ -232,7 +294,8 @@ def decode(
     """One layer; `index` is None where keys and values are its own arrays."""
     block = block_of(config, layer)
     q, k, v = block.qkv(x, of_layer(angles, is_local))
-    keys, values = _write(keys, values, k[:, 0], v[:, 0], position, index)
+    q, k = balanced(q, k, prompt[0])
+    keys, values = _write_kept(keys, values, k[:, 0], v[:, 0], position, index)
     own = (keys, values) if index is None else (keys[index], values[index])
     attended = attend_token(
       q[:, 0],

@@ -14,12 +14,22 @@ from rlvr.meshes import (
 )
 from rlvr.models import (
   ModelConfig,
-  compute_params,
   logical_axes,
   logits,
   prefill,
 )
-from rlvr.models.decoding import Reading, layers_to_read, take_rows
+from rlvr.models.decoding import (
+  Reading,
+  kept_as,
+  layers_to_read,
+  take_rows,
+)
+from rlvr.models.precision import (
+  AS_TRAINED,
+  Precision,
+  sampling_axes,
+  sampling_params,
+)
 from rlvr.sampling.filters import draw, filtered_logprobs, likeliest
 from rlvr.sampling.slots import decode_all, decode_queued, first_tokens
 from rlvr.segments import step_indices
@@ -49,6 +59,7 @@ class Sampling:
   # Responses that decode at a time; one that ends makes room for the next.
   # 0: all of a batch.
   slots: int = 0
+  precision: Precision = AS_TRAINED  # of the model that is sampled from
 
   def __post_init__(self):
     checks = (
@@ -110,8 +121,8 @@ def sample(
 
   Returns:
     A `Rollout`; `behavior_logprobs` are those of the distribution after
-    temperature and cuts, in float32. With temperature 0 they are 0: the token
-    is certain.
+    temperature and cuts, in float32, by the model at `Sampling.precision`. With
+    temperature 0 they are 0: the token is certain.
 
   Raises:
     ValueError: both or neither of group_size and group.
@@ -148,7 +159,10 @@ def _draw(
 ):
   """`sample`, under the rules of sampling."""
   B, T = group.shape[0], sampling.max_tokens
-  params = constrain_tree(compute_params(params, config), logical_axes(config))
+  precision = sampling.precision
+  config = precision.config(config)
+  params = sampling_params(params, config, precision)
+  params = constrain_tree(params, sampling_axes(logical_axes(config), params))
   prompts = constrain_rows(prompts)
   keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(response_ids)
   uniform = jax.vmap(lambda k: jax.random.uniform(k, (T,)))(keys)
@@ -157,6 +171,7 @@ def _draw(
   last_hidden, prompt_cache = prefill(
     params, config, prompts.tokens, prompts.mask
   )
+  prompt_cache = kept_as(prompt_cache, precision.cache, prompts.mask)
   prompt_lengths = prompts.mask.sum(-1, dtype=jnp.int32)
   reading = Reading(
     trunk=params["trunk"],

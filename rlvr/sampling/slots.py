@@ -24,6 +24,7 @@ from rlvr.models import ModelConfig, logits
 from rlvr.models.decoding import (
   Cache,
   Reading,
+  cache_dtype,
   decode,
   empty_cache,
   longer_cache,
@@ -112,7 +113,9 @@ def decode_all(
     position=jnp.int32(0),
     token=first.tokens[:, 0],
     ended=_done(first, limits),
-    cache=empty_cache(config, B, min(stages(T)[0], T)),
+    cache=empty_cache(
+      config, B, min(stages(T)[0], T), cache_dtype(reading.prompts)
+    ),
   )
   step = _stepper(config, uniform, limits, pick, end_id, pad_id)
 
@@ -265,7 +268,9 @@ def decode_queued(
     position=jnp.zeros((num_slots,), jnp.int32),
     token=jnp.full((num_slots,), pad_id, jnp.int32),
     ended=jnp.ones((num_slots,), bool),
-    cache=empty_cache(config, num_slots, stages(T)[0]),
+    cache=empty_cache(
+      config, num_slots, stages(T)[0], cache_dtype(reading.prompts)
+    ),
   )
   carry: Any = (slots, first, own, jnp.int32(0))
   for length in stages(T):

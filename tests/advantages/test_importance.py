@@ -13,6 +13,7 @@ from rlvr.advantages import (
   truncated_importance_sampling,
   truncated_weights,
 )
+from rlvr.advantages.importance import CORRECTIONS, mismatch_statistics
 from rlvr.objectives import clipped_policy_loss
 from tests import make, suite
 from tests.references import cases, check
@@ -64,6 +65,34 @@ def test_weights_by_hand():
   np.testing.assert_allclose(
     masked_weights(ratios, low=0.5, high=5.0), [0, 0.5, 1, 2, 5, 0]
   )
+
+
+def test_mismatch_by_hand():
+  # x = ln 2, −ln 2 and 0; what is outside the response is never read.
+  logprobs = jnp.log(jnp.array([[0.5, 0.25], [0.5, 1.0]]))
+  behavior = jnp.log(jnp.array([[0.25, 0.5], [0.5, 0.001]]))
+  mask = jnp.array([[True, True], [True, False]])
+  found = mismatch_statistics(logprobs, behavior, mask)
+  np.testing.assert_allclose(found["change_mean"], 2 / 3 * np.log(2), 1e-6)
+  np.testing.assert_allclose(found["change_max"], np.log(2), 1e-6)
+  # (2 − 1 − ln 2) + (1/2 − 1 + ln 2) + 0 = 1/2, over 3.
+  np.testing.assert_allclose(found["kl"], 1 / 6, 1e-5)
+  # (2 + 1/2 + 1)² / (3 · (4 + 1/4 + 1))
+  np.testing.assert_allclose(found["ess"], 3.5**2 / (3 * 5.25), 1e-6)
+  equal = mismatch_statistics(behavior, behavior, mask)
+  assert [float(equal[k]) for k in ("change_mean", "kl", "ess")] == [0, 0, 1]
+  far = mismatch_statistics(behavior - 1e4, behavior + 1e4, mask)
+  assert all(np.isfinite(v) for v in far.values())
+  none = mismatch_statistics(logprobs, behavior, mask & False)
+  assert float(none["ess"]) == 1 and float(none["change_max"]) == 0
+
+
+def test_corrections_are_named():
+  made = (
+    truncated_importance_sampling(level="token", cap=2.0),
+    masked_importance_sampling(level="token", low=0.5, high=2.0),
+  )
+  assert {t.spec.name for t in made} == CORRECTIONS
 
 
 def test_ratios_stay_finite():

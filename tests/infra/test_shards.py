@@ -7,6 +7,7 @@ from jax.sharding import AbstractMesh
 
 from rlvr.infra import shards
 from rlvr.meshes import AXES, Rules
+from rlvr.sampling import Precision
 from tests import runs, tiny
 
 # The published shape of Qwen2.5-7B.
@@ -61,6 +62,14 @@ def test_totals():
   # bfloat16, cut over `tensor` alone.
   sampled = found["parameters as sampled with"]
   assert 7.6e9 * 2 / 4 < sampled < 7.7e9 * 2 / 4
+  # int8 for 6.5 billion of them, the layers'; the rest is bfloat16.
+  int8 = shards.totals(
+    SEVEN,
+    MESH,
+    sampling_rules=Rules(embed=None),
+    precision=Precision(weights="int8"),
+  )["parameters as sampled with"]
+  assert int8 == pytest.approx((6.5e9 + 1.1e9 * 2) / 4, rel=0.01)
   plain = shards.totals(tiny.CONFIG, MESH, sampling_rules=Rules())
   assert plain.keys() == {"parameters"}
 
