@@ -13,17 +13,20 @@ import optax
 from jax.sharding import Mesh
 
 from rlvr.data.sources import PromptSource
+from rlvr.infra.memory_budget import AUTO, counts_that_divide
 from rlvr.meshes import RULES, Rules
 from rlvr.models import ModelConfig
 from rlvr.objectives.policy import likelihood
 from rlvr.objectives.reductions import token_mean
 from rlvr.objectives.terms import Term
+from rlvr.packing import PACKING, Packing
 from rlvr.probes.compute import ProbeSettings
 from rlvr.recipe import Recipe, Reduction
 from rlvr.rewards.algebra import Transform, describe, stateless
-from rlvr.running import ReinforcementLoop, SupervisedLoop
+from rlvr.running import ReinforcementLoop
 from rlvr.sampling import AS_TRAINED, Precision, Sampling
 from rlvr.selection import DomainSampling, DynamicSampling, KnapsackBudget
+from rlvr.supervised_loop import SupervisedLoop
 from rlvr.types import Params
 from rlvr.verifiers.specs import VerifierSpec
 
@@ -56,6 +59,11 @@ class Reinforcement:
     they are worth; None gives each group_size.
   domains: share num_prompts out among a mixture's tasks by what they still have
     to teach; None keeps the mixture's weights.
+  micro_batches: pieces of an update, see `Recipe`; "auto" takes the fewest that
+    fit in memory, see `rlvr.infra.memory_budget`.
+  memory_budget_gb: what "auto" may use of each device, GiB; None: most of what
+    the device has.
+  packing: how padding is left out, see `rlvr.packing`; None leaves none out.
   greedy_baseline: sample and verify a greedy response to each prompt as well;
     its rewards are outcome rewards "greedy_<name>" of its group.
   precision: of the model that responses are sampled from; evaluations are of
@@ -71,7 +79,9 @@ class Reinforcement:
   verifier: VerifierSpec
   use_reference: bool = False
   updates_per_batch: int = 1
-  micro_batches: int = 1
+  micro_batches: int | str = 1
+  memory_budget_gb: float | None = None
+  packing: Packing | None = PACKING
   passes_per_batch: int = 1
   old_logprobs: str = "behavior"
   depth: int = 0
@@ -84,6 +94,11 @@ class Reinforcement:
   precision: Precision = AS_TRAINED
 
   def __post_init__(self):
+    if isinstance(self.micro_batches, str) and not self.fits_memory:
+      raise ValueError(
+        f"Reinforcement.micro_batches={self.micro_batches!r}: give a number, or"
+        f" {AUTO!r}"
+      )
     if self.depth not in (0, 1):
       raise ValueError(f"Reinforcement.depth={self.depth}: give 0 or 1")
     if self.budget and self.dynamic_sampling:
@@ -93,6 +108,25 @@ class Reinforcement:
       )
 
   needs_targets = False
+
+  @property
+  def fits_memory(self) -> bool:
+    """Whether the number of micro-batches is chosen from memory."""
+    return self.micro_batches == AUTO
+
+  def micro_batch_counts(self, ways: int) -> tuple[int, ...]:
+    """Returns the numbers of micro-batches that an update can be cut into.
+
+    Args:
+      ways: devices over which a batch is cut.
+    """
+    even = self.budget is None
+    rows = self.num_prompts if even else self.num_prompts * self.group_size
+    return counts_that_divide(
+      rows=rows // self.updates_per_batch,
+      ways=ways,
+      responses_of_a_row=self.group_size if even else 1,
+    )
 
   def recipe(self, setup: Setup) -> Recipe:
     """Returns the static part of the step."""
@@ -134,7 +168,9 @@ class Reinforcement:
       total_steps=setup.total_steps,
       has_reference=self.use_reference,
       updates_per_batch=self.updates_per_batch,
-      micro_batches=self.micro_batches,
+      # Until the program is compiled, where memory decides.
+      micro_batches=1 if self.fits_memory else int(self.micro_batches),
+      packing=self.packing,
       passes_per_batch=self.passes_per_batch,
       old_logprobs=self.old_logprobs,
       even_groups=self.budget is None,
@@ -174,9 +210,11 @@ class Reinforcement:
       "updates per step": f"{self.updates_per_batch * self.passes_per_batch},"
       f" each on {per_update} prompts ({per_update * self.group_size}"
       f" responses); each response is used {self.passes_per_batch}x",
-      "micro-batches per update": f"{self.micro_batches}, each of"
-      f" {per_update // self.micro_batches} prompts"
-      f" ({per_update // self.micro_batches * self.group_size} responses)",
+      "micro-batches per update": "the fewest that fit in memory"
+      if self.fits_memory
+      else f"{recipe.micro_batches}, each of"
+      f" {per_update // recipe.micro_batches} prompts"
+      f" ({per_update // recipe.micro_batches * self.group_size} responses)",
       "verifier": where,
       "reference model": "yes" if self.use_reference else "no",
       "probes": ", ".join(sorted(recipe.required_probes)) or "none",

@@ -10,6 +10,7 @@ import optax
 from rlvr import models
 from rlvr.advantages.importance import CORRECTIONS
 from rlvr.objectives.terms import Statistic, Term
+from rlvr.packing import PACKING, Packing
 from rlvr.probes.compute import PROBES, ProbeSettings, check_probes
 from rlvr.rewards.algebra import Transform
 from rlvr.sampling import Sampling
@@ -78,13 +79,17 @@ class Recipe:
   updates_per_batch: int = 1
   micro_batches: int = 1
   passes_per_batch: int = 1
-  # What the ratio π/π_old is taken against: the sampler's log-probs, or those
-  # that the trainer computes before the first update.
+  # What the ratio π/π_old is taken against: the sampler's log-probs (nothing is
+  # computed for them; they are the trainer's where it scores with the sampler's
+  # temperature, as it does, and all of the distribution is sampled from), or
+  # the trainer's own before the first update. See `own_old_logprobs`.
   old_logprobs: str = "behavior"
   even_groups: bool = True
   # Whether a greedy response to each prompt is sampled and verified as well:
   # its rewards are outcome rewards "greedy_<name>" of all its group.
   greedy_baseline: bool = False
+  # How score and update leave padding out; None computes all of [B, T].
+  packing: Packing | None = PACKING
 
   def __post_init__(self):
     pieces = self.updates_per_batch * self.micro_batches
@@ -197,4 +202,15 @@ class Recipe:
   def required_probes(self) -> frozenset[str]:
     """The union of what the chain, the terms and the ratio ask for."""
     names = self.chain.requires.union(*(t.requires for t in self.terms))
-    return names | {"logprobs"} if self.old_logprobs == "recomputed" else names
+    if self.old_logprobs == "recomputed" and not self.own_old_logprobs:
+      names |= {"logprobs"}
+    return names
+
+  @property
+  def own_old_logprobs(self) -> bool:
+    """Whether π_old is what an update itself computes, without another pass.
+
+    The parameters of a batch's only update are those before it.
+    """
+    once = self.updates_per_batch * self.passes_per_batch == 1
+    return self.old_logprobs == "recomputed" and once

@@ -1,6 +1,6 @@
-"""The two loops in progress: what `rlvr.loops` describes, at work.
+"""The reinforcement loop in progress: what `rlvr.loops` describes, at work.
 
-Both have
+It and the supervised one (`rlvr.supervised_loop`) have
 
     dispatch(state, step, drain) -> (state, outcome)
 
@@ -13,6 +13,7 @@ where groups that teach nothing are replaced by further ones (dynamic sampling).
 import dataclasses
 import functools
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ from rlvr.evaluation.credit_plot import plot_credit, trace_chain
 from rlvr.infra import exchange
 from rlvr.infra.costs import Recorded
 from rlvr.infra.hosts import current
+from rlvr.infra.memory_budget import FittedProgram, budget_bytes
 from rlvr.outcome import Outcome
 from rlvr.recipe import Noise, Recipe, batch_key
 from rlvr.selection import Chooser, Rounds
@@ -41,7 +43,7 @@ from rlvr.verifiers.exact import verdict_counts
 from rlvr.verifiers.host import give_policy
 
 if TYPE_CHECKING:
-  from rlvr.loops import Reinforcement, Setup, Supervised
+  from rlvr.loops import Reinforcement, Setup
 
 
 class _Launched(NamedTuple):
@@ -90,7 +92,8 @@ class ReinforcementLoop:
     self._before: Outcome | None = None
     verifier = self._verifier
     self._fused = None
-    self._place = place = _placement(recipe, setup)
+    self._by_memory: FittedProgram | None = None
+    self._place = place = placement_of(recipe, setup)
     state, params, rows, whole = (
       *(place.state, place.params, place.batch, place.whole),
     )
@@ -98,19 +101,20 @@ class ReinforcementLoop:
     group = None if recipe.even_groups else rows
     if self._on_device and settings.dynamic_sampling is None:
 
-      def fused_step(state, reference, prompts, group):
-        return step_lib.fused_step(
-          recipe, verifier, state, reference, prompts, group
-        )
+      def make_fused(recipe: Recipe) -> Any:
+        def fused_step(state, reference, prompts, group):
+          return step_lib.fused_step(
+            recipe, verifier, state, reference, prompts, group
+          )
 
-      self._fused = Recorded(
-        place.jit(
+        return place.jit(
           fused_step,
           donate_argnums=0,
           in_shardings=(state, reference, rows, group),
           out_shardings=(state, whole, rows, rows, None),
         )
-      )
+
+      self._fused = Recorded(self._fitted(make_fused))
       self.programs = {"fused_step": self._fused}
       return
 
@@ -127,9 +131,17 @@ class ReinforcementLoop:
       with jax.named_scope("verify"):
         return verifier(rollout, key)
 
-    def score_and_update(state, reference, rollout, signals, weights):
-      return step_lib.score_and_update(
-        recipe, state, reference, rollout, signals, weights
+    def make_update(recipe: Recipe) -> Any:
+      def score_and_update(state, reference, rollout, signals, weights):
+        return step_lib.score_and_update(
+          recipe, state, reference, rollout, signals, weights
+        )
+
+      return place.jit(
+        score_and_update,
+        donate_argnums=0,
+        in_shardings=(state, reference, rows, rows, rows),
+        out_shardings=(state, whole, None),
       )
 
     self._sample = Recorded(
@@ -143,19 +155,24 @@ class ReinforcementLoop:
       place.jit(verify, in_shardings=(rows, whole), out_shardings=rows)
     )
     self._join = place.jit(step_lib.with_greedy_signals, out_shardings=rows)
-    self._update = Recorded(
-      place.jit(
-        score_and_update,
-        donate_argnums=0,
-        in_shardings=(state, reference, rows, rows, rows),
-        out_shardings=(state, whole, None),
-      )
-    )
+    self._update = Recorded(self._fitted(make_update))
     self.programs = {
       "sample": self._sample,
       "verify": self._judge,
       "score_and_update": self._update,
     }
+
+  def _fitted(self, make: Callable[[Recipe], Any]) -> Any:
+    """Returns the program, for the micro-batches that memory allows."""
+    if not self._settings.fits_memory:
+      return make(self.recipe)
+    mesh, rules = self._place.mesh, self._place.rules
+    self._by_memory = FittedProgram(
+      lambda count: make(dataclasses.replace(self.recipe, micro_batches=count)),
+      self._settings.micro_batch_counts(sharding.ways("batch", mesh, rules)),
+      budget_bytes(mesh.local_devices[0], self._settings.memory_budget_gb),
+    )
+    return self._by_memory
 
   def dispatch(
     self, state: TrainState, *, step: int, drain: bool
@@ -183,11 +200,14 @@ class ReinforcementLoop:
     )
     fetch = functools.cache(lambda: exchange.whole(parts))
 
+    by_memory = {} if self._by_memory is None else self._by_memory.metrics
+
     def metrics():
       found, _, _, signals = fetch()
       return {
         **{k: float(v) for k, v in found.items()},
         **gathered.metrics,
+        **by_memory,
         **{k: float(v) for k, v in verdict_counts(signals).items()},
       }
 
@@ -341,10 +361,17 @@ class ReinforcementLoop:
 
   def host_state(self) -> dict[str, Any]:
     """Returns what the loop knows besides the state, for the checkpoint."""
-    return self._choose.host_state()
+    found = self._choose.host_state()
+    if self._by_memory is not None and self._by_memory.count is not None:
+      found["micro_batches"] = self._by_memory.count
+    return found
 
   def restore(self, host_state: dict[str, Any]) -> None:
     """Takes back what `host_state` gave."""
+    host_state = dict(host_state)
+    count = host_state.pop("micro_batches", None)
+    if self._by_memory is not None:
+      self._by_memory.count = count
     self._choose.restore(host_state)
 
   def credit_page(self, state: TrainState) -> str:
@@ -392,7 +419,12 @@ class ReinforcementLoop:
       self._verifier.close()
 
 
-def _placement(recipe: Recipe, setup: "Setup") -> sharding.Placement:
+def placement_of(recipe: Recipe, setup: "Setup") -> sharding.Placement:
+  """Returns where the run's arrays lie.
+
+  Raises:
+    ValueError: the mesh doesn't cut the prompts evenly.
+  """
   place = sharding.placement(
     step_lib.abstract_state(recipe),
     *(recipe.model, recipe.optimizer, setup.mesh, setup.rules),
@@ -412,69 +444,3 @@ class _Pending:
   def result(self) -> Signals:
     first, *greedy = self._wait()
     return self._join(first, *greedy) if greedy else first
-
-
-class SupervisedLoop:
-  """A `Supervised` in progress."""
-
-  def __init__(self, settings: "Supervised", setup: "Setup"):
-    self.recipe = settings.recipe(setup)
-    self._settings = settings
-    self._setup = setup
-    self._before: Outcome | None = None
-    recipe = self.recipe
-    self._place = place = _placement(recipe, setup)
-    rows = place.batch
-
-    def supervised_step(state, prompts, targets, mask):
-      return step_lib.supervised_step(recipe, state, prompts, targets, mask)
-
-    self._step = Recorded(
-      place.jit(
-        supervised_step,
-        donate_argnums=0,
-        in_shardings=(place.state, rows, rows, rows),
-        out_shardings=(place.state, place.whole),
-      )
-    )
-    self.programs = {"supervised_step": self._step}
-
-  def dispatch(
-    self, state: TrainState, *, step: int, drain: bool
-  ) -> tuple[TrainState, Outcome]:
-    """Returns the state after one update, under way, and its figures."""
-    del step, drain
-    begin = time.perf_counter()
-    batch = self._setup.source.next_batch(self._settings.num_prompts)
-    ready = time.perf_counter()
-    rows = (batch.prompts, batch.targets, batch.target_mask)
-    place = self._place
-    state, found = self._step(
-      state, *sharding.put_batch(rows, place.mesh, place.rules)
-    )
-    self._before = Outcome(
-      begin=begin,
-      times={"time/data_s": ready - begin},
-      phase="time/update_s",
-      launched=ready,
-      waits_for=found,
-      metrics=lambda: {k: float(v) for k, v in exchange.whole(found).items()},
-      before=self._before,
-    )
-    return state, self._before
-
-  def credit_page(self, state: TrainState) -> str:
-    """Returns nothing: targets have no credit."""
-    del state
-    return ""
-
-  def host_state(self) -> dict[str, Any]:
-    """Returns nothing: there is nothing besides the state."""
-    return {}
-
-  def restore(self, host_state: dict[str, Any]) -> None:
-    """Takes nothing back."""
-    del host_state
-
-  def close(self) -> None:
-    """Nothing to end."""

@@ -15,11 +15,15 @@ import jax
 import jax.numpy as jnp
 
 from rlvr import models
-from rlvr.probes.compute import Scorer, compute_probes
+from rlvr.probes.compute import POLICY_PROBES, Scorer, compute_probes
 from rlvr.recipe import DeviceVerifier, Noise, Recipe, batch_key
 from rlvr.rewards.statistics import signal_statistics
 from rlvr.sampling import sample
-from rlvr.scorers import prompt_scorer_of, scorer_of, trainer_temperature
+from rlvr.scorers import (
+  packed_scorer_of,
+  prompt_scorer_of,
+  trainer_temperature,
+)
 from rlvr.types import (
   Array,
   Context,
@@ -178,7 +182,13 @@ def _reference_scorer(
       model, reference = models.without_adapters(model, state.params)
   if reference is None:
     return None
-  return scorer_of(model, reference, trainer_temperature(recipe.sampling))
+  return packed_scorer_of(
+    model,
+    reference,
+    trainer_temperature(recipe.sampling),
+    recipe.packing,
+    frozenset({"logprobs"}),
+  )
 
 
 def scoring_context(
@@ -199,8 +209,12 @@ def scoring_context(
   probes = compute_probes(
     recipe.required_probes,
     rollout,
-    policy=scorer_of(
-      recipe.model, state.params, trainer_temperature(recipe.sampling)
+    policy=packed_scorer_of(
+      recipe.model,
+      state.params,
+      trainer_temperature(recipe.sampling),
+      recipe.packing,
+      frozenset({"logprobs"}) | recipe.required_probes & POLICY_PROBES,
     ),
     reference=_reference_scorer(recipe, state, reference),
     settings=recipe.probe_settings,

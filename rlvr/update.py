@@ -4,50 +4,81 @@ A batch is cut into `updates_per_batch` updates, each into `micro_batches`
 pieces, by responses in the order of a permutation of the prompts. With even
 groups a piece holds whole groups and computes each prompt once; with uneven
 ones it may end inside a group, and computes the prompts that it touches.
+
+Where that is less work an update is cut otherwise, by the responses' lengths
+(`rlvr.packing`), with its prompts computed before and their gradient behind it.
 """
 
 import dataclasses
+import math
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from rlvr import models
+from rlvr import models, packing
 from rlvr.meshes import constrain_rows, constrain_tree
+from rlvr.models.kept_prompts import KeptPrompts, keep_prompts
 from rlvr.objectives.terms import LossInputs
-from rlvr.probes.compute import compute_probes
+from rlvr.probes.compute import ANSWER_PROBES, OTHER_PROMPTS, compute_probes
 from rlvr.recipe import Noise, Recipe, batch_key
-from rlvr.scorers import scorer_of, trainer_temperature
+from rlvr.scorers import (
+  kept_scorer_of,
+  scorer_of,
+  shared_ways,
+  trainer_temperature,
+)
 from rlvr.segments import masked_mean
 from rlvr.types import Array, Params, Prompts, Rollout, Scores, TrainState
 
 
-def _loss(recipe: Recipe, params: Params, piece, coefficients):
-  """Returns the sum of coefficient · loss over one piece, and metric sums."""
+def _loss(
+  recipe: Recipe,
+  params: Params,
+  piece,
+  kept: KeptPrompts | None = None,
+  ways: int = 1,
+):
+  """Returns the sum of coefficient · loss over one piece, and metric sums.
+
+  Args:
+    recipe: the step's settings.
+    params: the policy's parameters.
+    piece: rows of an update with their coefficients, and their prompts.
+    kept: what responses need of the prompts, where that is computed already.
+    ways: see `forward_behind`.
+  """
   rollout = piece["rollout"]
   passes = frozenset().union(*(t.passes for t in recipe.terms))
   statistics = recipe.statistics
   own = {"values"} if recipe.model.value_head else set()
+  coefficients = piece["coefficients"]
+  temperature = trainer_temperature(recipe.sampling)
+  if kept is None:
+    policy = scorer_of(recipe.model, params, temperature, statistics)
+  else:
+    policy = kept_scorer_of(
+      recipe.model, params, kept, temperature, statistics, ways=ways
+    )
   # As probes, so that what shares a forward pass with the response's (z_c
   # behind it) costs no second one.
   found = compute_probes(
     passes | own | {"logprobs", "entropies"},
     rollout,
-    policy=scorer_of(
-      recipe.model, params, trainer_temperature(recipe.sampling), statistics
-    ),
+    policy=policy,
     reference=None,
     settings=recipe.probe_settings,
-    even_groups=recipe.even_groups,
+    even_groups=recipe.even_groups and kept is None,
     stop_gradient=False,
     statistics=statistics,
   )
   mask = rollout.completion_mask
+  old = piece.get("old_logprobs", jax.lax.stop_gradient(found["logprobs"]))
   inputs = LossInputs(
     logprobs=found["logprobs"],
     entropies=found["entropies"],
-    old_logprobs=jnp.where(mask, piece["old_logprobs"], found["logprobs"]),
+    old_logprobs=jnp.where(mask, old, found["logprobs"]),
     advantages=piece["advantages"],
     mask=mask,
     probes=piece["probes"],
@@ -73,6 +104,8 @@ def _loss(recipe: Recipe, params: Params, piece, coefficients):
     for name, value in extra.items():
       add(name, value, share)
   change = jax.lax.stop_gradient(found["logprobs"] - rollout.behavior_logprobs)
+  if recipe.own_old_logprobs:
+    add("policy/old_logprob_mean", old, piece["share"])
   add("policy/entropy", found["entropies"], piece["share"])
   add("policy/behavior_kl", jnp.expm1(change) - change, piece["share"])
   if "ref_logprobs" in piece["probes"]:
@@ -127,6 +160,54 @@ def touched_prompts(prompts: Prompts, group: Array) -> tuple[Prompts, Array]:
   return jax.tree.map(lambda x: x[rows], prompts), local
 
 
+def _shapes(
+  recipe: Recipe, shape: tuple[int, ...], prompts: Prompts
+) -> tuple[packing.Shape, ...]:
+  """Returns the pieces into which an update [b, T] can be cut; one: it can't."""
+  rows, length = shape
+  whole = (packing.Shape(rows, length),)
+  if recipe.packing is None:
+    return whole
+  if OTHER_PROMPTS.union() & frozenset().union(
+    *(t.passes for t in recipe.terms)
+  ):
+    return whole
+  return packing.piece_shapes(
+    recipe.packing,
+    rows=rows,
+    length=length,
+    prompt_length=prompts.tokens.shape[1],
+    most_rows=rows // recipe.micro_batches,
+  )
+
+
+def _kept_in_pieces(
+  recipe: Recipe, params: Params, prompts: Prompts
+) -> KeptPrompts:
+  """Returns what responses need of the prompts; memory as of a micro-batch."""
+  pieces = math.gcd(recipe.micro_batches, prompts.tokens.shape[0])
+
+  def keep(args):
+    return keep_prompts(params, recipe.model, *args)
+
+  given = (prompts.tokens, prompts.mask)
+  if pieces == 1:
+    return keep(given)
+  given = jax.tree.map(lambda x: x.reshape(pieces, -1, *x.shape[1:]), given)
+  kept = jax.lax.map(jax.checkpoint(keep), constrain_rows(given, None))
+
+  def joined(x, axis):
+    x = jnp.moveaxis(x, 0, axis)
+    shape = (*x.shape[:axis], -1, *x.shape[axis + 2 :])
+    return x.reshape(shape)
+
+  return KeptPrompts(
+    last=joined(kept.last, 0),
+    keys=joined(kept.keys, 1),
+    values=joined(kept.values, 1),
+  )
+
+
 def update(
   recipe: Recipe,
   state: TrainState,
@@ -151,11 +232,9 @@ def update(
     probes: from `score_batch`.
   """
   mask = rollout.completion_mask
-  old = (
-    probes["logprobs"]
-    if recipe.old_logprobs == "recomputed"
-    else rollout.behavior_logprobs
-  )
+  old = rollout.behavior_logprobs
+  if recipe.old_logprobs == "recomputed" and not recipe.own_old_logprobs:
+    old = probes["logprobs"]
   wanted = frozenset().union(*(t.requires for t in recipe.terms))
   wanted |= {"ref_logprobs"} & probes.keys()
   read = frozenset().union(*(t.rewards for t in recipe.terms))
@@ -179,7 +258,7 @@ def update(
     {
       # The prompts are cut by themselves: they aren't one for each response.
       "rollout": dataclasses.replace(rollout, prompts=cast(Prompts, None)),
-      "old_logprobs": old,
+      **({} if recipe.own_old_logprobs else {"old_logprobs": old}),
       "advantages": scores.advantages,
       "weights": scores.weights,
       "probes": {k: v for k, v in probes.items() if k in wanted},
@@ -194,8 +273,7 @@ def update(
   first, frozen = models.split_trained(state.params, recipe.model)
 
   def micro(trained, piece):
-    piece = dict(piece)
-    coefficients, group = piece.pop("coefficients"), piece["rollout"].group
+    piece, group = dict(piece), piece["rollout"].group
     if recipe.even_groups:
       # The piece has its own prompts, which count from 0.
       prompts = piece.pop("prompts")
@@ -207,11 +285,81 @@ def update(
     )
     found, grads = jax.value_and_grad(
       # What is frozen is no argument: its gradient is never made.
-      lambda p: _loss(recipe, models.joined(p, frozen), piece, coefficients),
+      lambda p: _loss(recipe, models.joined(p, frozen), piece),
       has_aux=True,
     )(trained)
     # Cut like the parameters at once, not summed whole on every device.
     return found, constrain_tree(grads, axes)
+
+  def in_micro_batches(trained, pieces):
+    if recipe.micro_batches == 1:
+      return micro(trained, jax.tree.map(lambda x: x[0], pieces))
+    zeros = jax.eval_shape(micro, trained, jax.tree.map(lambda x: x[0], pieces))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)
+
+    def accumulate(total, piece):
+      return jax.tree.map(jnp.add, total, micro(trained, piece)), None
+
+    return jax.lax.scan(accumulate, zeros, pieces)[0]
+
+  def by_length(trained, flat, shapes, plan):
+    flat = dict(flat)
+    prompts = flat.pop("prompts", rollout.prompts)
+    (num_prompts, _), (rows, T) = prompts.tokens.shape, flat["share"].shape
+    group, ways = flat["rollout"].group, 1
+    if recipe.even_groups:
+      group = jnp.repeat(jnp.arange(num_prompts), rows // num_prompts)
+      ways = shared_ways(rows, num_prompts)
+    # [B, R], which may be T places without being the response's.
+    of_answers = {k: v for k, v in flat["probes"].items() if k in ANSWER_PROBES}
+    flat["probes"] = {
+      k: v for k, v in flat["probes"].items() if k not in ANSWER_PROBES
+    }
+
+    def keep(trained):
+      return _kept_in_pieces(recipe, models.joined(trained, frozen), prompts)
+
+    kept, pull = jax.vjp(keep, trained)
+
+    def piece_of(chosen, length):
+      piece = packing.take_rows(flat, chosen, length, T)
+      real = packing.real_rows(chosen, rows)
+      for name in ("coefficients", "share"):
+        piece[name] = jnp.where(real[:, None], piece[name], 0.0)
+      name = "response_coefficients"
+      piece[name] = jnp.where(real, piece[name], 0.0)
+      piece["probes"] |= packing.take_rows(of_answers, chosen, length, None)
+      piece["rollout"] = dataclasses.replace(
+        piece["rollout"],
+        prompts=prompts,
+        group=packing.take_rows(group, chosen, length, None),
+        completion_mask=piece["rollout"].completion_mask & real[:, None],
+      )
+      return piece
+
+    def part(chosen, length):
+      piece = piece_of(chosen, length)
+      found, (grads, to_kept) = jax.value_and_grad(
+        lambda p, kept: _loss(
+          recipe, models.joined(p, frozen), piece, kept, ways
+        ),
+        argnums=(0, 1),
+        has_aux=True,
+      )(trained, kept)
+      return found, constrain_tree(grads, axes), to_kept
+
+    some = jax.ShapeDtypeStruct(
+      (plan.order.shape[0], shapes[0].rows // plan.order.shape[0]), jnp.int32
+    )
+    zeros = jax.eval_shape(lambda rows: part(rows, shapes[0].length), some)
+    found, grads, to_kept = packing.over_pieces(
+      shapes,
+      plan,
+      jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros),
+      lambda total, *chosen: jax.tree.map(jnp.add, total, part(*chosen)),
+    )
+    (of_prompts,) = pull(to_kept)
+    return found, constrain_tree(jax.tree.map(jnp.add, grads, of_prompts), axes)
 
   def one_update(carry, pieces):
     trained, opt_state = carry
@@ -229,19 +377,18 @@ def update(
         weights / jnp.where(weights.sum() > 0, weights.sum(), 1.0)
       ).reshape(shape[:2]),
     }
-    if recipe.micro_batches == 1:
-      only = jax.tree.map(lambda x: x[0], pieces)
-      (_, sums), grads = micro(trained, only)
+    lengths = flat_mask.sum(-1, dtype=jnp.int32)
+    shapes = _shapes(recipe, flat_mask.shape, rollout.prompts)
+    if len(shapes) == 1:
+      computed = jnp.int32(flat_mask.size)
+      (_, sums), grads = in_micro_batches(trained, pieces)
     else:
-      zeros = jax.eval_shape(
-        micro, trained, jax.tree.map(lambda x: x[0], pieces)
-      )
-      zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)
-
-      def accumulate(total, piece):
-        return jax.tree.map(jnp.add, total, micro(trained, piece)), None
-
-      ((_, sums), grads), _ = jax.lax.scan(accumulate, zeros, pieces)
+      plan = packing.plan(shapes, lengths)
+      computed = plan.tokens
+      # As they were before the cut into micro-batches.
+      flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), pieces)
+      (_, sums), grads = by_length(trained, flat, shapes, plan)
+    sums["update/useful_tokens"] = lengths.sum() / computed
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss/total"])
     empty = ~(weights > 0).any()
@@ -264,7 +411,8 @@ def update(
     for name in ("optim/nonfinite_updates", "optim/empty_updates"):
       metrics[name] = stacked[name].sum()
   last, opt_state = carry
-  metrics["policy/old_logprob_mean"] = masked_mean(old, mask)
+  if not recipe.own_old_logprobs:
+    metrics["policy/old_logprob_mean"] = masked_mean(old, mask)
   return (
     dataclasses.replace(
       state, params=models.joined(last, frozen), opt_state=opt_state

@@ -18,6 +18,7 @@ from rlvr.objectives import (
 from rlvr.probes.compute import ProbeSettings
 from rlvr.rewards.algebra import chain
 from rlvr.sampling import Sampling
+from rlvr.scorers import scorer_of
 from rlvr.types import Scores
 from tests import make, tiny
 
@@ -77,6 +78,7 @@ VARIANTS = {
   "uneven_two_updates": {"even_groups": False, "updates_per_batch": 2},
   "eight": {"even_groups": False, "micro_batches": 8},
   "alone": {"num_prompts": B, "group_size": 1},
+  "recomputed": {"old_logprobs": "recomputed"},
   # Two settings that don't touch each other: one compilation less.
   "recomputed_with_kl": {
     "old_logprobs": "recomputed",
@@ -148,7 +150,7 @@ def changed_norm(params):
 @functools.cache
 def scored_tokens():
   """Returns the policy's statistics of the batch's tokens."""
-  run = jax.jit(step.scorer_of(CONFIG, PARAMS, 1.0))
+  run = jax.jit(scorer_of(CONFIG, PARAMS, 1.0))
   prompts = ROLLOUT.prompts
   found = run(prompts.tokens, prompts.mask, ROLLOUT.tokens, MASK, None)
   return {k: np.asarray(v, np.float64) for k, v in found.items()}

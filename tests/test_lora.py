@@ -19,6 +19,7 @@ from rlvr.meshes import MeshShape, make_mesh
 from rlvr.models import LoRA, export
 from rlvr.models.config import PROJECTIONS
 from rlvr.models.lora import adapters
+from rlvr.scorers import scorer_of
 from rlvr.types import Signals
 from tests import runs, stepping, tiny
 from tests.compare import must_fail
@@ -145,7 +146,7 @@ def test_reference_is_the_base_also_after_training():
   context = jax.jit(
     lambda state: step.scoring_context(made, state, None, ROLLOUT).probes
   )
-  score = jax.jit(step.scorer_of(BASE, base_of(before.params), 1.0))
+  score = jax.jit(scorer_of(BASE, base_of(before.params), 1.0))
   prompts = ROLLOUT.prompts
   expected = score(
     prompts.tokens, prompts.mask, ROLLOUT.tokens, stepping.MASK, None
@@ -155,7 +156,7 @@ def test_reference_is_the_base_also_after_training():
     found = context(state)
     close(found["ref_logprobs"][mask], expected["logprobs"][mask])
   # What is trained is another model by now.
-  policy = jax.jit(step.scorer_of(CONFIG, after.params, 1.0))(
+  policy = jax.jit(scorer_of(CONFIG, after.params, 1.0))(
     prompts.tokens, prompts.mask, ROLLOUT.tokens, mask, None
   )
   must_fail(close, policy["logprobs"][mask], expected["logprobs"][mask])

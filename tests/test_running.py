@@ -509,3 +509,34 @@ def test_sampling_ahead_with_rounds_is_the_same_after_a_drain():
   state, metrics, _ = advance(loop, state, times=3)
   assert loop._ahead is not None
   assert metrics["dynamic/groups_kept"] == P
+
+
+# Micro-batches by memory.
+
+
+@pytest.mark.parametrize("host", [False, True])
+def test_micro_batches_by_memory(host):
+  def first(**changes):
+    loop, state, _ = start(host=host, **changes)
+    return loop, *advance(loop, state)[:2]
+
+  loop, state, metrics = first(micro_batches="auto", memory_budget_gb=1.0)
+  assert metrics["update/micro_batches"] == 1
+  assert 0 < metrics["update/planned_gib"] < 1
+  assert loop.host_state()["micro_batches"] == 1
+  # As the number given by hand.
+  _, plain, plain_metrics = first()
+  assert "update/micro_batches" not in plain_metrics
+  tree_close(state.params, plain.params)
+  with pytest.raises(ValueError, match="not even micro_batches=4 fits"):
+    first(micro_batches="auto", memory_budget_gb=1e-6)
+  # A run goes on with what it began with.
+  loop, state, _ = start(host=host, micro_batches="auto", memory_budget_gb=2.0)
+  loop.restore({"micro_batches": 2})
+  _, metrics, _ = advance(loop, state)
+  assert metrics["update/micro_batches"] == 2
+
+
+def test_micro_batches_that_are_no_number():
+  with pytest.raises(ValueError, match="micro_batches='many'"):
+    settings(micro_batches="many")

@@ -110,7 +110,7 @@ def test_the_reference_is_run_only_if_asked_for():
   _, metrics, _ = scored()  # and takes no reference at all
   assert not any("ref_kl" in name for name in metrics)
   found = recipe(**VARIANTS[WITH_KL]).required_probes
-  assert found == {"logprobs", "ref_logprobs"}
+  assert found == {"ref_logprobs"}
   pulled, metrics, _ = scored(WITH_KL, reference=REFERENCE)
   assert metrics["policy/ref_kl"] > 0.01
   close(metrics["loss/kl"], metrics["policy/ref_kl"])
@@ -323,4 +323,11 @@ def test_contradictions_name_the_setting(changes, message):
 
 def test_cut_sampling_is_allowed_with_recomputed_logprobs():
   made = recipe(old_logprobs="recomputed", **truncating(top_k=3))
-  assert made.required_probes == {"logprobs"}
+  # The only update has them itself: no other pass is run for them.
+  assert made.own_old_logprobs
+  assert made.required_probes == frozenset()
+  # By the second update the parameters are others.
+  for name in ("updates_per_batch", "passes_per_batch"):
+    several = dataclasses.replace(made, **{name: 2})
+    assert not several.own_old_logprobs
+    assert several.required_probes == {"logprobs"}

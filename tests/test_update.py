@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from rlvr import update as update_lib
+from rlvr.scorers import scorer_of
 from tests import make
 from tests.compare import must_fail
 from tests.stepping import (
+  CONFIG,
   MASK,
   PARAMS,
   ROLLOUT,
@@ -91,8 +93,9 @@ def test_padding_changes_nothing():
   rollout, padded_scores = longer(ROLLOUT, SCORES)
   other, other_metrics = updated(rollout=rollout, scores=padded_scores)
   tree_close(other.params, state.params)
-  for name in metrics:
+  for name in metrics.keys() - {"update/useful_tokens"}:
     close(other_metrics[name], metrics[name], rtol=1e-3, err_msg=name)
+  close(other_metrics["update/useful_tokens"], MASK.sum() / (B * (T + 3)))
   # Padding that is taken for tokens shows.
   leak = dataclasses.replace(
     rollout, completion_mask=rollout.completion_mask.at[0, 5:].set(True)
@@ -189,6 +192,28 @@ def test_a_response_of_weight_0_may_hold_anything():
   other, _ = updated(scores=scores(advantages=odd))
   tree_close(other.params, state.params, rtol=0, atol=0)
   assert np.isfinite(metrics["optim/grad_norm"])
+
+
+def test_the_only_update_is_its_own_old_policy():
+  # As against log-probs of a pass of their own, which isn't run.
+  own, metrics = updated("recomputed")
+  logprobs = scored_tokens()["logprobs"]
+  told = dataclasses.replace(
+    ROLLOUT, behavior_logprobs=jnp.asarray(logprobs, jnp.float32)
+  )
+  expected, expected_metrics = updated(rollout=told)
+  tree_close(own.params, expected.params)
+  for name in metrics.keys() - {"policy/behavior_kl"}:
+    close(metrics[name], expected_metrics[name], rtol=1e-3, err_msg=name)
+  close(metrics["policy/old_logprob_mean"], logprobs[MASK].mean())
+  assert metrics["policy/clip_fraction"] == 0
+  # The sampler's are others here, and would make another update.
+  must_fail(tree_close, updated()[0].params, expected.params)
+  # At a temperature the sampler's are the trainer's only if both have it.
+  half = jax.jit(scorer_of(CONFIG, PARAMS, 0.7))(
+    ROLLOUT.prompts.tokens, ROLLOUT.prompts.mask, ROLLOUT.tokens, MASK, None
+  )["logprobs"]
+  must_fail(close, np.asarray(half)[MASK], logprobs[MASK])
 
 
 # Uneven groups.

@@ -10,6 +10,7 @@ Sizes and counts are those of one device.
 
 import collections
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -138,8 +139,8 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
 
 
 def _bound(computations, condition: str) -> int:
-  """Returns the largest integer that a loop's condition compares with."""
-  found = [1]
+  """Returns the largest integer that a loop's condition has; 0: it has none."""
+  found = [0]
   for i in computations.get(condition, ()):
     if constant := _CONSTANT.match(i.text):
       found.append(int(constant.group(1)))
@@ -244,15 +245,22 @@ def _sent(kind: str, operand_bytes: int, output_bytes: int, group: int) -> int:
 
 
 def read_work(
-  text: str, *, num_devices: int, turns: Mapping[int, int] | None = None
+  text: str,
+  *,
+  num_devices: int,
+  turns: Mapping[int, int] | None = None,
+  unbounded: int = 1,
 ) -> Work:
   """Returns what a compiled program does in a run, on one device.
+
+  Of the branches of a conditional the one with the most FLOPs is counted.
 
   Args:
     text: from `compiled.as_text()`.
     num_devices: of the program.
     turns: how often a loop of the entry runs, by its bound, where it doesn't
       begin at 0; None: all do.
+    unbounded: how often a loop runs whose bound is no constant but data.
 
   Raises:
     ValueError: the text is no HLO module.
@@ -280,6 +288,30 @@ def read_work(
       own_flops[name] = total
     return own_flops[name]
 
+  def turns_of(name: str, condition: str) -> int:
+    bound = _bound(computations, condition) or unbounded
+    return (turns or {}).get(bound, bound) if name == entry else bound
+
+  def branches_of(text: str) -> list[str]:
+    found: list[str] = []
+    for branch in _BRANCHES.findall(text):
+      found += re.findall(r"%([\w.\-]+)", branch)
+    return found
+
+  @functools.cache
+  def all_flops(name: str) -> int:
+    """FLOPs of a computation with all that it calls."""
+    total = flops_of(name)
+    for i in computations[name]:
+      parts = dict(_CALLED.findall(i.text))
+      if i.opcode == "while":
+        again = turns_of(name, parts["condition"])
+        total += again * all_flops(parts["body"])
+        continue
+      total += sum(all_flops(c) for _, c in _CALLED.findall(i.text))
+      total += max((all_flops(c) for c in branches_of(i.text)), default=0)
+    return total
+
   def visit(name: str, times: int, timed: bool) -> None:
     nonlocal flops, cycles
     flops += times * flops_of(name)
@@ -306,15 +338,13 @@ def read_work(
         )
       if i.opcode == "while":
         parts = dict(_CALLED.findall(i.text))
-        bound = _bound(computations, parts["condition"])
-        if name == entry and turns is not None:
-          bound = turns.get(bound, bound)
+        bound = turns_of(name, parts["condition"])
         loops.add(bound)
         visit(parts["body"], times * bound, timed)
         continue
       called = [c for _, c in _CALLED.findall(i.text)]
-      for branch in _BRANCHES.findall(i.text):
-        called += re.findall(r"%([\w.\-]+)", branch)
+      if branches := branches_of(i.text):
+        called.append(max(branches, key=all_flops))
       for callee in called:
         # The estimate stands on the fusion, not on what is in it.
         visit(callee, times, timed and i.opcode in ("call", "conditional"))

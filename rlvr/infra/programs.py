@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import math
-import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,41 +17,16 @@ from rlvr.infra.abstract import Job
 from rlvr.infra.chips import Chip
 from rlvr.infra.hlo import Work, read_work
 from rlvr.infra.model_flops import step_flops
+from rlvr.infra.program_memory import (
+  Memory,
+  memory_of,
+  out_of_memory,
+  size_text,
+)
+from rlvr.packing import piece_shapes
 from rlvr.sampling.slots import stages
 
 PROGRAMS = ("sample", "score", "update", "fused")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Memory:
-  """Bytes on one device while a program runs, by class.
-
-  arguments: what the program takes.
-  output: what it gives, in memory of its own.
-  aliased: of the output, in the place of donated arguments.
-  temporaries: activations, caches, gathered and cast parameters.
-  code: the program.
-  resident: the run's arrays that this program doesn't take, and which stay.
-  """
-
-  arguments: int
-  output: int
-  aliased: int
-  temporaries: int
-  code: int
-  resident: int
-
-  @property
-  def total(self) -> int:
-    """Bytes in use at the most."""
-    return (
-      self.arguments
-      + self.output
-      - self.aliased
-      + self.temporaries
-      + self.code
-      + self.resident
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -197,13 +171,30 @@ def decode_turns(max_tokens: int) -> dict[int, int]:
   }
 
 
-def _out_of_memory(error: Exception) -> str | None:
-  """Returns the compiler's sentence about memory, None for other errors."""
-  text = str(error)
-  if "RESOURCE_EXHAUSTED" not in text:
-    return None
-  found = re.search(r"Ran out of memory.*?(?:\.\s|$)", text, re.DOTALL)
-  return " ".join((found.group() if found else text[:300]).split())
+def piece_turns(job: Job, place: sharding.Placement, name: str) -> int:
+  """Returns into how many pieces responses of full length are packed.
+
+  Args:
+    job: from `job_from_gin`.
+    place: where its arrays lie.
+    name: of PROGRAMS; where it scores as well, the update's.
+  """
+  recipe, rows = job.recipe, job.recipe.num_prompts * job.recipe.group_size
+  most = rows
+  if name != "score":
+    rows //= recipe.updates_per_batch
+    most = rows // recipe.micro_batches
+  if recipe.packing is None:
+    return 1
+  with meshes.use(place.mesh, place.rules):
+    *_, longest = piece_shapes(
+      recipe.packing,
+      rows=rows,
+      length=recipe.sampling.max_tokens,
+      prompt_length=job.prompt_length,
+      most_rows=most,
+    )
+  return -(-rows // longest.rows)
 
 
 def compile_program(job: Job, mesh: Mesh, chip: Chip, name: str) -> Report:
@@ -245,7 +236,7 @@ def compile_program(job: Job, mesh: Mesh, chip: Chip, name: str) -> Report:
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
-    found = _out_of_memory(error)
+    found = out_of_memory(error)
     if found is None:
       raise
     arguments = bytes_per_device(program.arguments)
@@ -254,12 +245,13 @@ def compile_program(job: Job, mesh: Mesh, chip: Chip, name: str) -> Report:
       f" arrays {size_text(resident)} besides"
     )
   else:
-    memory = _memory(compiled, resident)
+    memory = memory_of(compiled, resident)
     if text := _text_of(compiled):
       work = read_work(
         text,
         num_devices=num_devices,
         turns=decode_turns(job.recipe.sampling.max_tokens),
+        unbounded=piece_turns(job, place, name),
       )
     costs = compiled.cost_analysis() or {}
     flops = costs.get("flops", flops)
@@ -294,18 +286,6 @@ def _text_of(compiled: Any) -> str | None:
     return None
 
 
-def _memory(compiled: Any, resident: int) -> Memory:
-  found = compiled.memory_analysis()
-  return Memory(
-    arguments=found.argument_size_in_bytes,
-    output=found.output_size_in_bytes,
-    aliased=found.alias_size_in_bytes,
-    temporaries=found.temp_size_in_bytes,
-    code=found.generated_code_size_in_bytes,
-    resident=resident,
-  )
-
-
 def compile_programs(
   job: Job,
   devices: Sequence[Any],
@@ -327,10 +307,3 @@ def compile_programs(
   """
   mesh = meshes.make_mesh(shape, devices)
   return [compile_program(job, mesh, chip, name) for name in names]
-
-
-def size_text(count: float) -> str:
-  """Returns bytes as text, in MiB or GiB."""
-  if count < 1 << 30:
-    return f"{count / 2**20:.1f} MiB"
-  return f"{count / 2**30:.2f} GiB"

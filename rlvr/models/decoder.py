@@ -135,10 +135,11 @@ def final_norm(params: Params, config: ModelConfig, x: Array) -> Array:
   return norm(x)
 
 
-def _scan_layers(body, config: ModelConfig, carry, params):
-  """Scans body(carry, layer, is_local) -> (carry, out) over the layers.
+def scan_layers(body, config: ModelConfig, carry, params, *more):
+  """Scans body(carry, layer, is_local, *more) -> (carry, out) over the layers.
 
-  is_local is bool [] where the kinds are mixed, else None.
+  is_local is bool [] where the kinds are mixed, else None. `more` are arrays
+  with the layer as leading axis.
   """
   kinds = config.layer_kinds
   is_local = None
@@ -151,7 +152,10 @@ def _scan_layers(body, config: ModelConfig, carry, params):
   if config.remat:
     step = jax.checkpoint(step, prevent_cse=False)
   return jax.lax.scan(
-    step, carry, (params["layers"], is_local), unroll=config.unroll_layers
+    step,
+    carry,
+    (params["layers"], is_local, *more),
+    unroll=config.unroll_layers,
   )
 
 
@@ -187,7 +191,7 @@ def forward_keep(params, config, tokens, mask):
     attended = kernel.sequences(config, q, k, v, masks, mask, is_local)
     return block.finish(x, attended), (k, v)
 
-  x, key_values = _scan_layers(
+  x, key_values = scan_layers(
     body, config, embed(params, config, tokens, mask), params
   )
   return final_norm(params, config, x), key_values
@@ -283,7 +287,7 @@ def forward_responses(
     embed(params, config, prompt_tokens, prompt_mask),
     embed(params, config, tokens, mask),
   )
-  (x_prompt, x), _ = _scan_layers(body, config, carry, params)
+  (x_prompt, x), _ = scan_layers(body, config, carry, params)
   before = jnp.concatenate([spread(x_prompt[:, -1:]), x[:, :-1]], axis=1)
   return final_norm(params, config, before)
 

@@ -21,25 +21,35 @@ class ProbeSettings:
 
 
 # (prompt tokens [P, S], prompt mask, tokens [B, T], mask, group or None)
-#   -> what `_POLICY` names ("values" if the model has them), each [B, T] or,
-#      "hidden", [B, T, D]; further names are kept as they are.
+#   -> what `POLICY_PROBES` names ("values" if the model has them), each [B, T]
+#      or, "hidden", [B, T, D]; further names are kept as they are.
 Scorer = Callable[[Array, Array, Array, Array, Array | None], dict[str, Array]]
 
-_POLICY = (
-  "logprobs",
-  "entropies",
-  "uniform_kl",
-  "token_logits",
-  "max_logits",
-  "max_logprobs",
-  "values",
-  "hidden",
+POLICY_PROBES = frozenset(
+  (
+    "logprobs",
+    "entropies",
+    "uniform_kl",
+    "token_logits",
+    "max_logits",
+    "max_logprobs",
+    "values",
+    "hidden",
+  )
+)
+# Of a reference answer's tokens: [B, R], not [B, T].
+ANSWER_PROBES = frozenset(
+  ("answer_mask", "answer_logprobs", "answer_logprobs_no_reasoning")
+)
+# From passes with something else in the place of the prompt.
+OTHER_PROMPTS = frozenset(
+  ("prompt_free_logprobs", "answer_logprobs_no_reasoning")
 )
 _LAST = ("last_token_logprobs", "ref_last_token_logprobs")
 _PLAIN = ("answer_mask", "answer_span", "answer_ids")
 PROBES = frozenset(
   (
-    *_POLICY,
+    *POLICY_PROBES,
     *_LAST,
     *_PLAIN,
     "unembedding",
@@ -147,7 +157,7 @@ def compute_probes(
     return padded, jnp.pad(mask, ((0, 0), (0, 1))) | at, at
 
   for scorer, wanted, prefix in (
-    (policy, names & {*_POLICY, _LAST[0]} | {*statistics}, ""),
+    (policy, names & {*POLICY_PROBES, _LAST[0]} | {*statistics}, ""),
     (reference, names & {"ref_logprobs", _LAST[1]}, "ref_"),
   ):
     if not wanted:

@@ -162,6 +162,26 @@ def test_a_real_program_of_this_backend():
   assert compiled.cost_analysis()["flops"] < work.flops
 
 
+def test_a_loop_bounded_by_data_and_a_switch_in_it():
+  # The heavier branch: 2 · 4 · 8 · 8 twice, against once.
+  def f(x, w, turns):
+    def step(i, y):
+      return jax.lax.switch(
+        turns[i],
+        [lambda y: jnp.tanh(y @ w), lambda y: jnp.tanh(jnp.sin(y @ w) @ w)],
+        y,
+      )
+
+    return jax.lax.fori_loop(0, turns[0], step, x)
+
+  args = jnp.ones((4, 8)), jnp.ones((8, 8)), jnp.arange(1, 4)
+  text = jax.jit(f).lower(*args).compile().as_text()
+  work = hlo.read_work(text, num_devices=1, unbounded=7)
+  assert work.flops == 7 * 2 * 512
+  assert work.loops == (7,)
+  assert hlo.read_work(text, num_devices=1).flops == 2 * 512
+
+
 def test_other_text_is_refused():
   with pytest.raises(ValueError, match="no ENTRY"):
     hlo.read_work("stablehlo", num_devices=1)

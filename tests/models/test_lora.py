@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 import gin
-from rlvr import main, models, sharding, step
+from rlvr import main, models, sharding
 from rlvr.infra.checkpoints import Checkpoints
 from rlvr.meshes import MeshShape, make_mesh
 from rlvr.models import LoRA
 from rlvr.models.config import PROJECTIONS
 from rlvr.models.lora import adapters
 from rlvr.sampling import Sampling, sample
+from rlvr.scorers import scorer_of
 from tests import runs, tiny
 from tests.compare import must_fail
 
@@ -107,7 +108,7 @@ def test_decoding_has_the_adapters(unroll):
   )(PARAMS)
 
   def scored(params, config):
-    score = jax.jit(step.scorer_of(config, params, 1.0))
+    score = jax.jit(scorer_of(config, params, 1.0))
     found = score(
       *(PROMPTS.tokens, PROMPTS.mask, rollout.tokens, rollout.completion_mask),
       None,
