@@ -11,7 +11,8 @@ import pytest
 from rlvr import packing, sharding, step
 from rlvr import update as update_lib
 from rlvr.meshes import MeshShape, make_mesh
-from rlvr.objectives import entropy_bonus, sequence_mean
+from rlvr.models import LoRA
+from rlvr.objectives import clipped_value, entropy_bonus, sequence_mean
 from rlvr.objectives.passes import reference_likelihood
 from rlvr.packing import Packing, Shape, piece_shapes
 from rlvr.probes.compute import ProbeSettings
@@ -289,3 +290,54 @@ def test_terms_with_other_prompts_take_whole_rows():
   shape = update_lib._shapes(made, (B, T), ROLLOUT.prompts)
   assert shape == ((B, T),)
   assert len(update_lib._shapes(recipe(), (B, T), ROLLOUT.prompts)) == 2
+
+
+VALUE = clipped_value(weight=0.5, clip=0.2, returns="returns")
+MODELS = {
+  "windows, soft-caps, post-norms, scanned": tiny.config(
+    layer_pattern=("local", "global"),
+    sliding_window=6,
+    attention_softcap=5.0,
+    final_softcap=8.0,
+    post_norms=True,
+    qk_norm=True,
+  ),
+  "adapters": tiny.config(
+    num_layers=1,
+    lora=LoRA(rank=2, alpha=4.0, projections=("query", "value", "down")),
+  ),
+  "value head": tiny.config(num_layers=1, value_head=True),
+  "recomputed layers": tiny.config(remat=True),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_kind_of_model_is_the_same_in_pieces(name):
+  config = MODELS[name]
+  params = tiny.params(config)
+  terms, probes, scores = (CLIPPED,), {}, SCORES
+  if config.value_head:
+    terms = (CLIPPED, VALUE)
+    drawn = np.random.default_rng(2).normal(size=(2, B, T)) * MASK
+    values, returns = jnp.asarray(drawn, jnp.float32)
+    probes = {"values": values}
+    scores = dataclasses.replace(SCORES, token={"returns": returns})
+
+  def run(packing):
+    made = recipe(
+      model=config, terms=terms, packing=packing, has_reference=False
+    )
+    state = step.init_state(made, stepping.KEY, params)
+    return jax.jit(functools.partial(step.update, made))(
+      state, ROLLOUT, scores, probes
+    )
+
+  found, expected = run(FINE), run(None)
+  same_update(found, expected)
+  assert stepping.changed(found[0].params, params) > 1e-3
+  assert found[1]["update/useful_tokens"] > expected[1]["update/useful_tokens"]
+  must_fail(
+    same_update,
+    (dataclasses.replace(found[0], params=params), found[1]),
+    expected,
+  )
