@@ -43,6 +43,7 @@ import optax
 
 from rlvr import advantages, models, objectives, rewards
 from rlvr import step as step_lib
+from rlvr.infra.model_flops import forward_flops
 from rlvr.models.huggingface import load_huggingface
 from rlvr.probes.compute import ProbeSettings
 from rlvr.recipe import Recipe
@@ -150,19 +151,14 @@ def model_flops(
   config: models.ModelConfig, workload: dict[str, Any]
 ) -> dict[str, float]:
   """Returns the FLOPs that each phase needs, prompts computed once a group."""
-  P, G = workload["num_prompts"], workload["group_size"]
-  S, T = workload["prompt_len"], workload["new_tokens"]
-  head = config.vocab_size * config.embed_dim
-  # Parameters that multiply each token; an embedding is only looked up.
-  body = models.num_params(config) - head * (1 + (not config.tie_embeddings))
-  pair = 4 * config.num_layers * config.num_heads * config.head_dim
-  prompt = P * (S * 2 * body + pair * S * (S + 1) / 2)
-  response = P * G * (T * 2 * (body + head) + pair * (T * S + T * (T + 1) / 2))
-  return {
-    "rollout": prompt + response,
-    "score": prompt + response,
-    "update": 3 * (prompt + response),
-  }
+  forward = forward_flops(
+    config,
+    num_prompts=workload["num_prompts"],
+    prompt_length=workload["prompt_len"],
+    group_size=workload["group_size"],
+    response_length=workload["new_tokens"],
+  )
+  return {"rollout": forward, "score": forward, "update": 3 * forward}
 
 
 def recipe_of(

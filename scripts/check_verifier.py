@@ -34,7 +34,7 @@ from rlvr.evaluation.verifier_accuracy import (
   variant_pairs,
   write_disagreements,
 )
-from rlvr.verifiers import host
+from rlvr.verifiers import exact_text, host
 from rlvr.verifiers.answers import extract_answer
 
 MADE_UP = [
@@ -60,7 +60,7 @@ def make_verifier(name: str, workers: int, time_limit_s: float):
   if name == "math":
     return host.math_verifier(num_workers=workers, time_limit_s=time_limit_s)
   if name == "exact":
-    return host.exact_text_verifier(delimiter="#### ")
+    return exact_text.exact_text_verifier(delimiter="#### ")
   module, colon, function = name.partition(":")
   if not colon:
     raise SystemExit(

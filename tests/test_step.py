@@ -19,7 +19,7 @@ from rlvr.rewards.algebra import chain, stateless
 from rlvr.sampling import Sampling
 from rlvr.types import Signals
 from rlvr.verifiers.exact import exact_match_verifier
-from rlvr.verifiers.host import exact_text_verifier
+from rlvr.verifiers.exact_text import exact_text_verifier
 from tests import tiny
 from tests.compare import must_fail
 from tests.stepping import (

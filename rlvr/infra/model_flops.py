@@ -15,6 +15,7 @@ import math
 import jax
 
 from rlvr import models
+from rlvr.probes.compute import POLICY_PROBES
 from rlvr.recipe import Recipe
 
 
@@ -55,18 +56,6 @@ def forward_flops(
   return int(linear + head + attention)
 
 
-_OF_POLICY = (
-  "logprobs",
-  "entropies",
-  "uniform_kl",
-  "token_logits",
-  "max_logits",
-  "max_logprobs",
-  "values",
-  "hidden",
-)
-
-
 def step_flops(recipe: Recipe, *, prompt_length: int) -> dict[str, int]:
   """Returns the model FLOPs of a batch in `sample`, `score` and `update`.
 
@@ -88,7 +77,7 @@ def step_flops(recipe: Recipe, *, prompt_length: int) -> dict[str, int]:
     response_length=recipe.sampling.max_tokens,
   )
   probes = recipe.required_probes
-  passes = int(bool(probes & set(_OF_POLICY)))
+  passes = int(bool(probes & POLICY_PROBES))
   passes += int(any(name.startswith("ref_") for name in probes))
   score = forward * passes
   update = score + 3 * forward * recipe.passes_per_batch

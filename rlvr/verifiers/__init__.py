@@ -11,7 +11,7 @@
   - SQL: `sql`, `sql_text`, `sql_run`;
   - texts: `choice`, `text`, `overlap`, `formats`, `citations`, `boxes`,
     `similarity`, `mixed`; `instructions`, `reasoning_instructions`;
-- on the spot, without workers (`spot`): `host.exact_text_verifier`,
+- on the spot, without workers (`spot`): `exact_text.exact_text_verifier`,
   `arithmetic`, and those of the above that say so;
 - judges (`judge_protocol`, `judges`, `judge_clients`, `policy_judge`): models
   that are asked; `policy_answers`, the policy in training. `hybrid` asks them about the rule's negatives alone, `rating`
@@ -42,11 +42,11 @@ _OFFERS = {
     "random_reward",
     "verdict_counts",
   ),
+  "exact_text": ("exact_text_verifier",),
   "formats": ("format_verifier",),
   "host": (
     "HostVerifier",
     "PoolVerifier",
-    "exact_text_verifier",
     "math_verifier",
     "reasoning_gym_verifier",
   ),

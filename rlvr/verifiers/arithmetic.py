@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from rlvr.types import Signals
-from rlvr.verifiers.host import ExactTextVerifier, Pending
+from rlvr.verifiers.exact_text import ExactTextVerifier
+from rlvr.verifiers.host import Pending
 
 # Longer numbers are malformed; the product of two still fits Python's fast path.
 MAX_DIGITS = 18

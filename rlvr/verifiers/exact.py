@@ -31,7 +31,7 @@ def exact_match(
   Verdicts, first that holds: VERIFIER_FAILED (reward NaN) where the prompt has
   no reference; NO_ANSWER where the response was truncated (its answer may be
   cut, "12" of "123"), lacks the delimiter, or has nothing behind it; CORRECT;
-  WRONG. `host.exact_text_verifier` says the same about text.
+  WRONG. `exact_text.exact_text_verifier` says the same about text.
 
   Args:
     rollout: responses, with the reference in `prompts.answer_tokens`.
