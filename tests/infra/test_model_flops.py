@@ -48,10 +48,14 @@ def test_a_step_is_passes_and_three_times_each_trained_one():
   both = dataclasses.replace(
     plain,
     old_logprobs="recomputed",
+    updates_per_batch=2,
     terms=(stepping.CLIPPED, stepping.KL),
     has_reference=True,
   )
   assert step_flops(both, prompt_length=3)["score"] == 2 * one
+  # The only update of a batch has the policy's own.
+  single = dataclasses.replace(both, updates_per_batch=1)
+  assert step_flops(single, prompt_length=3)["score"] == one
 
 
 def test_close_to_what_a_compiler_counts():
