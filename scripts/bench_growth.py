@@ -27,7 +27,7 @@ import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -104,6 +104,18 @@ def machine() -> dict[str, float]:
     x = jnp.ones((count,), jnp.float32)
     moved.append(4 * count / best(functools.partial(total, x), 10))
   return {"flops": max(rates), "bytes": max(moved)}
+
+
+def processor() -> str:
+  """Returns the device's name; on Linux a CPU has the one of its maker."""
+  kind = jax.devices()[0].device_kind
+  file = pathlib.Path("/proc/cpuinfo")
+  if kind != "cpu" or not file.exists():
+    return kind
+  for line in file.read_text().splitlines():
+    if line.startswith("model name"):
+      return line.partition(":")[2].strip()
+  return kind
 
 
 def limits(sizes: dict[str, int], rates: dict[str, float]) -> dict[str, float]:
@@ -190,9 +202,8 @@ def micro_batches(num_prompts: int, tokens: int, about: int = 3072) -> int:
   )
 
 
-def grown(axis: str, steps: int, rates: dict[str, float]) -> list[dict]:
-  """Returns the points of an axis."""
-  points = []
+def grown(axis: str, steps: int, rates: dict[str, float]) -> Iterator[dict]:
+  """Gives the points of an axis as they come."""
   for change in AXES[axis]:
     sizes = {**BASE, **change}
     line = measured(sizes, steps)
@@ -202,16 +213,12 @@ def grown(axis: str, steps: int, rates: dict[str, float]) -> list[dict]:
       "model": line["parameters"],
       "group": sizes["group_size"],
     }[axis]
-    points.append(
-      {
-        "value": value,
-        **{k: line[f"{k}_s_median"] for k in PHASES},
-        "limits": limits(sizes, rates),
-        "peak_rss_mb": line["peak_rss_mb"],
-      }
-    )
-    print(axis, json.dumps(points[-1]), flush=True)
-  return points
+    yield {
+      "value": value,
+      **{k: line[f"{k}_s_median"] for k in PHASES},
+      "limits": limits(sizes, rates),
+      "peak_rss_mb": line["peak_rss_mb"],
+    }
 
 
 def links(count: int) -> list[rewards.Transform]:
@@ -225,8 +232,8 @@ def links(count: int) -> list[rewards.Transform]:
   return [cycle[i % len(cycle)]() for i in range(count)]
 
 
-def chain_points(repeats: int) -> list[dict]:
-  """Returns the seconds of `score_batch` with chains of more and more links."""
+def chain_points(repeats: int) -> Iterator[dict]:
+  """Gives the seconds of `score_batch` with chains of more and more links."""
   P, G, T, K = 32, 8, 128, 16
   B = P * G
   rng = np.random.default_rng(0)
@@ -251,7 +258,6 @@ def chain_points(repeats: int) -> list[dict]:
   )
   config = config_of(BASE)
   params = models.init(config, jax.random.key(0))
-  points = []
   for count in LINKS:
     recipe = Recipe(
       model=config,
@@ -280,9 +286,7 @@ def chain_points(repeats: int) -> list[dict]:
       return scores.advantages, scores.metrics, chain_state
 
     seconds = best(functools.partial(run, state, rollout, signals), repeats)
-    points.append({"value": count, "score": seconds})
-    print("chain", json.dumps(points[-1]), flush=True)
-  return points
+    yield {"value": count, "score": seconds}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -298,7 +302,7 @@ def main(argv: list[str] | None = None) -> int:
   args = parser.parse_args(argv)
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
   rates = machine()
-  about = f"{os.cpu_count()} cores, {jax.devices()[0].device_kind}"
+  about = f"{os.cpu_count()} cores, {processor()}"
   print(
     f"{about}: {rates['flops'] / 1e9:.1f} GFLOP/s,"
     f" {rates['bytes'] / 1e9:.1f} GB/s",
@@ -306,13 +310,16 @@ def main(argv: list[str] | None = None) -> int:
   )
   add_figures(args.figures, "machine", about)
   for axis in args.axis or names:
-    if axis == "chain":
-      points = chain_points(50)
-    else:
-      points = grown(axis, args.steps, rates)
-    add_figures(
-      args.figures, f"growth_{axis}", {"rates": rates, "points": points}
+    points = []
+    found = (
+      chain_points(50) if axis == "chain" else grown(axis, args.steps, rates)
     )
+    for point in found:
+      print(axis, json.dumps(point), flush=True)
+      points.append(point)
+      # As they come: the last ones take minutes.
+      figures = {"rates": rates, "points": points}
+      add_figures(args.figures, f"growth_{axis}", figures)
   return 0
 
 

@@ -20,9 +20,13 @@ chain; `update_s` gradient and AdamW. Model FLOPs are 2 · parameters for a toke
 that is only passed through, 6 · parameters for one that is trained on, and
 attention's products over the tokens that are seen; utilisation is against
 --peak_tflops.
+
+--trace=FOLDER traces one more step, and prints which operations took the time:
+by what they compute and the shape that they give.
 """
 
 import argparse
+import collections
 import dataclasses
 import functools
 import importlib
@@ -30,6 +34,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import resource
 import statistics
 import sys
@@ -43,7 +48,10 @@ import optax
 
 from rlvr import advantages, models, objectives, rewards
 from rlvr import step as step_lib
+from rlvr.infra.costs import Recorded
 from rlvr.infra.model_flops import forward_flops
+from rlvr.infra.performance_page import add_figures
+from rlvr.infra.profiling import operations
 from rlvr.models.huggingface import load_huggingface
 from rlvr.probes.compute import ProbeSettings
 from rlvr.recipe import Recipe
@@ -208,6 +216,8 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--remat", action="store_true")
   parser.add_argument("--peak_tflops", type=float, help="of all devices")
   parser.add_argument("--no_wait", action="store_true")
+  parser.add_argument("--trace", type=pathlib.Path, help="of one more step")
+  parser.add_argument("--figures", type=pathlib.Path, help="JSON for its table")
   for name, value in (WORKLOAD | SHAPE).items():
     parser.add_argument(f"--{name}", type=type(value))
   args = parser.parse_args(argv)
@@ -242,9 +252,11 @@ def main(argv: list[str] | None = None) -> int:
     return check(params, config, harness)
 
   recipe = recipe_of(config, workload, end_id, pad_id, args)
-  sample = jax.jit(functools.partial(step_lib.sample_batch, recipe))
-  score = jax.jit(functools.partial(step_lib.score_batch, recipe))
-  update = jax.jit(functools.partial(step_lib.update, recipe), donate_argnums=0)
+  sample = Recorded(jax.jit(functools.partial(step_lib.sample_batch, recipe)))
+  score = Recorded(jax.jit(functools.partial(step_lib.score_batch, recipe)))
+  update = Recorded(
+    jax.jit(functools.partial(step_lib.update, recipe), donate_argnums=0)
+  )
   # The reference is read only: as long as the policy is untrained they are one.
   reference = jax.tree.map(jnp.copy, params)
   state = step_lib.init_state(recipe, jax.random.key(1), params)
@@ -261,10 +273,7 @@ def main(argv: list[str] | None = None) -> int:
     if not args.no_wait:
       harness.wait_for_quiet()
 
-  clock.boundary()
-  for number, texts in enumerate(batches):
-    if not clock.want_more():
-      break
+  def one_step(number: int, texts: list[str], state):
     begin = time.perf_counter()
     rollout = sample(
       state.params,
@@ -288,9 +297,25 @@ def main(argv: list[str] | None = None) -> int:
     clock.add("rollout", sampled - begin)
     clock.add("score", scored - sampled)
     clock.add("update", done - scored)
-    clock.boundary()
     if not np.isfinite(float(metrics["loss/total"])):
       raise ValueError(f"step {number}: the loss is not finite: {metrics}")
+    return state
+
+  clock.boundary()
+  for number, texts in enumerate(batches):
+    if not clock.want_more():
+      break
+    state = one_step(number, texts, state)
+    clock.boundary()
+  if args.trace is not None:
+    with jax.profiler.trace(str(args.trace)):
+      state = one_step(number + 1, batches[-1], state)
+    programs = {"rollout": sample, "score": score, "update": update}
+    rows = where_time_goes(args.trace, programs)
+    for row in rows:
+      print(" | ".join(map(str, row)), file=sys.stderr)
+    if args.figures is not None:
+      add_figures(args.figures, "trace", rows)
 
   notes = (
     f"sample_batch | score_batch | update, {config.compute_dtype},"
@@ -332,6 +357,46 @@ def main(argv: list[str] | None = None) -> int:
     }
   print(json.dumps(line), flush=True)
   return 0
+
+
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\w+\[[\d,]*\])?")
+_NAME = re.compile(r'op_name="[^"]*?([^"/]*)"')
+
+
+def where_time_goes(
+  folder: pathlib.Path, programs: dict[str, Recorded], most: int = 6
+) -> list[list[Any]]:
+  """Returns [phase, operation, result, runs, seconds, share of the phase].
+
+  Args:
+    folder: with the trace.
+    programs: by phase.
+    most: rows of a phase.
+  """
+  found = operations(folder)
+  rows: list[list[Any]] = []
+  for phase, program in programs.items():
+    text = program.compiled().as_text()
+    module = text.split(None, 2)[1].rstrip(",")
+    kinds = {}
+    for line in text.splitlines():
+      if head := _INSTRUCTION.match(line):
+        name = _NAME.search(line)
+        kinds[head.group(1)] = (name.group(1) if name else "", head.group(2))
+    runs: collections.Counter[Any] = collections.Counter()
+    seconds: collections.Counter[Any] = collections.Counter()
+    for op in found:
+      if op.module == module:
+        name, shape = kinds.get(op.name, ("", None))
+        key = (name or op.kind, shape or "several")
+        runs[key] += 1
+        seconds[key] += op.duration_ns / 1e9
+    whole = sum(seconds.values())
+    rows.extend(
+      [phase, *key, runs[key], round(took, 4), round(took / whole, 4)]
+      for key, took in seconds.most_common(most)
+    )
+  return rows
 
 
 def prompt_batch(rows: list[list[int]], length: int, pad_id: int) -> Prompts:

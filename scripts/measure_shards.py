@@ -154,8 +154,8 @@ def main():
         "sent": sent,
       }
     )
-  if args.figures:
-    add_figures(args.figures, "devices", lines)
+    if args.figures:
+      add_figures(args.figures, "devices", lines)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,16 @@ shapes in the same run; in training a group's prompt is computed once in it.
 {table}
 """
 
+_TRACE = """
+### Where the time goes
+
+`scripts/bench_step.py --trace=FOLDER`, the same step: the operations that take
+most of each phase, by what they compute and the shape of their result (a fusion
+goes by its last operation).
+
+{table}
+"""
+
 _SLOTS = """
 ## Skewed lengths
 
@@ -102,6 +112,8 @@ def performance_page(figures: Mapping[str, Any]) -> str:
   parts = [_HEAD.format(machine=figures["machine"])]
   if "peers" in figures:
     parts.append(_PEERS.format(table=_peers(figures["peers"])))
+  if "trace" in figures:
+    parts.append(_TRACE.format(table=_trace(figures["trace"])))
   if "slots" in figures:
     found = figures["slots"]
     parts.append(_SLOTS.format(about=found["about"], table=_slots(found)))
@@ -149,6 +161,15 @@ def _peers(found: Mapping[str, Any]) -> str:
   rows.append(["rlvr: share of the limit", *shares, ""])
   seconds = [f"{p} s" for p in phases]
   return table_of(("library", *seconds, "peak MB"), rows)
+
+
+def _trace(rows: Sequence[Sequence[Any]]) -> str:
+  columns = ("phase", "operation", "result", "runs", "seconds", "of the phase")
+  cells = [
+    [phase, name, shape, f"{runs:,}", f"{seconds:.3f}", f"{share:.0%}"]
+    for phase, name, shape, runs, seconds, share in rows
+  ]
+  return table_of(columns, cells)
 
 
 def _slots(found: Mapping[str, Any]) -> str:
