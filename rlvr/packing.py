@@ -43,7 +43,8 @@ class Packing:
   lengths: how many lengths of pieces there are: T, T/2, T/4, ... Each is one
     more copy of the model in the program, and compiled.
   pieces: how many pieces of the longest length would hold all responses of an
-    update. More pieces fit the lengths closer, and are smaller.
+    update. More pieces fit the lengths closer, and are smaller. At most twice
+    the micro-batches where parameters are cut over the mesh.
   min_tokens: response tokens that a piece has at least on each device, below
     which small matrices, and weights gathered for them, cost more than padding.
   shortest: tokens that a piece's length has at least. Responses of up to fewer
@@ -65,6 +66,7 @@ class Packing:
 
 
 PACKING = Packing()
+_WIDTH = 1 << 20  # of a model, that any mesh divides
 
 
 class Shape(NamedTuple):
@@ -104,7 +106,12 @@ def piece_shapes(
   def fitted(count: int) -> int:
     return max(ways, min(rows, count) // ways * ways)
 
-  longest = max(rows // packing.pieces, packing.min_tokens * ways // length, 1)
+  pieces = packing.pieces
+  if num_shards("embed", _WIDTH) > 1:
+    # Each piece gathers the parameters anew and sends its gradient: not many
+    # more pieces than micro-batches, which do that as well.
+    pieces = min(pieces, 2 * (rows // most_rows))
+  longest = max(rows // pieces, packing.min_tokens * ways // length, 1)
   longest = fitted(min(longest, most_rows))
   area = longest * (prompt_length + length)
   return tuple(

@@ -10,7 +10,7 @@ import pytest
 
 from rlvr import packing, sharding, step
 from rlvr import update as update_lib
-from rlvr.meshes import MeshShape, make_mesh
+from rlvr.meshes import MeshShape, make_mesh, use
 from rlvr.models import LoRA
 from rlvr.objectives import clipped_value, entropy_bonus, sequence_mean
 from rlvr.objectives.passes import reference_likelihood
@@ -242,8 +242,26 @@ def test_scores_are_the_same(group):
   must_fail(same_scores, run(*args, wrong), expected)
 
 
+def test_cut_parameters_are_gathered_for_few_pieces():
+  shape = functools.partial(
+    piece_shapes,
+    Packing(lengths=1, pieces=16, min_tokens=1, shortest=8),
+    rows=64,
+    length=8,
+    prompt_length=0,
+    most_rows=32,
+  )
+  assert shape() == ((4, 8),)
+  devices = jax.devices()[:4]
+  with use(make_mesh(MeshShape(data=4), devices)):
+    assert shape() == ((4, 8),)
+  with use(make_mesh(MeshShape(data=2, fsdp=2), devices)):
+    # Two micro-batches: four pieces.
+    assert shape() == ((16, 8),)
+
+
 def test_a_mesh_changes_nothing():
-  made = recipe()
+  made = recipe(micro_batches=2)
   mesh = make_mesh(MeshShape(data=2, fsdp=2), jax.devices()[:4])
   place = sharding.placement(
     step.abstract_state(made), made.model, made.optimizer, mesh
