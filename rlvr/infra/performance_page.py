@@ -22,7 +22,8 @@ _PEERS = """
 `scripts/bench_peers.sh HARNESS`: the same Qwen3-shaped checkpoint of 11 M parameters,
 8 prompts of 64 tokens x 8 responses of 128, reference KL on, float32, AdamW,
 strings in, new parameters out; each library in turn at its best known setting, in
-a process of its own, steps that another process disturbed left out. The limit is
+a process of its own, steps that another process disturbed left out, {rounds}.
+The limit is
 the sum of the operations at the best rate that the machine showed for their
 shapes in the same run; in training a group's prompt is computed once in it.
 
@@ -43,8 +44,11 @@ _SLOTS = """
 ## Skewed lengths
 
 `python scripts/bench_slots.py`: {about}. *Useful*: tokens of responses over
-rows x steps that the decode loop computed. *Tokens*: equal to those of the run
-with a slot for each response.
+rows x steps at full width; the loop moves what is left to fewer rows at the end,
+so that it computes less than that. *Tokens*: equal to those of the run with a slot
+for each response. Another library wasn't run on these lengths: its row is the
+steps of the static batches at `--static_step_s`, seconds of one of its steps with
+as many rows and the same cap.
 
 {table}
 """
@@ -111,7 +115,7 @@ def performance_page(figures: Mapping[str, Any]) -> str:
     )
   parts = [_HEAD.format(machine=figures["machine"])]
   if "peers" in figures:
-    parts.append(_PEERS.format(table=_peers(figures["peers"])))
+    parts.append(_PEERS.format(**_peers(figures["peers"])))
   if "trace" in figures:
     parts.append(_TRACE.format(table=_trace(figures["trace"])))
   if "slots" in figures:
@@ -143,7 +147,7 @@ def table_of(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _peers(found: Mapping[str, Any]) -> str:
+def _peers(found: Mapping[str, Any]) -> dict[str, str]:
   phases = ("step", *PHASES)
   own = found["libraries"]["rlvr"]
   rows = []
@@ -160,7 +164,10 @@ def _peers(found: Mapping[str, Any]) -> str:
   shares = [f"{limit[p] / own[p]:.0%}" for p in phases]
   rows.append(["rlvr: share of the limit", *shares, ""])
   seconds = [f"{p} s" for p in phases]
-  return table_of(("library", *seconds, "peak MB"), rows)
+  return {
+    "table": table_of(("library", *seconds, "peak MB"), rows),
+    "rounds": f"rounds: {own.get('rounds', 1)}",
+  }
 
 
 def _trace(rows: Sequence[Sequence[Any]]) -> str:
