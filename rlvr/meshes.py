@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import (
   AbstractMesh,
   AxisType,
@@ -97,9 +98,15 @@ def make_mesh(
   if shape == ONE_DEVICE and jax.process_count() == 1:
     found = found[:1]
   sizes = shape.over(len(found))
-  return jax.make_mesh(
-    sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=found
-  )
+  types = (AxisType.Auto,) * len(AXES)
+  try:
+    return jax.make_mesh(sizes, AXES, axis_types=types, devices=found)
+  except NotImplementedError:
+    # No mesh axis is made of whole axes of the slice: 8 x 2 on 4 x 4 chips.
+    grid = mesh_utils.create_device_mesh(
+      sizes, found, allow_split_physical_axes=True
+    )
+    return Mesh(grid, AXES, axis_types=types)
 
 
 def as_tuple(axes: MeshAxes) -> tuple[str, ...]:
