@@ -21,6 +21,7 @@ import argparse
 import pathlib
 import sys
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ from rlvr.infra.performance_page import add_figures
 from rlvr.sampling import Sampling, sample
 from rlvr.types import Prompts
 
+OTHER = "another library, static"
 CONFIG = models.ModelConfig(
   vocab_size=4096,
   embed_dim=384,
@@ -74,21 +76,65 @@ def main(argv: list[str] | None = None) -> int:
       f"--responses={args.responses} must be a multiple of --slots={args.slots},"
       f" and that of --group_size={args.group_size}"
     )
-  B, N, G = args.responses, args.slots, args.group_size
-  lengths = lengths_of(args)
   params = jax.jit(models.init, static_argnums=0)(CONFIG, jax.random.key(0))
+  found = compare(
+    params,
+    CONFIG,
+    lengths_of(args),
+    slots=args.slots,
+    group_size=args.group_size,
+    prompt_len=args.prompt_len,
+    cap=args.cap,
+    repeats=args.repeats,
+    static_step_s=args.static_step_s,
+  )
+  if args.figures:
+    add_figures(args.figures, "slots", found)
+  seconds = {road["name"]: road["seconds"] for road in found["roads"]}
+  for name in ("static", OTHER):
+    if name in seconds:
+      print(f"slots against {name}: {seconds[name] / seconds['slots']:.2f}x")
+  return 0
+
+
+def compare(
+  params: Any,
+  config: models.ModelConfig,
+  lengths: np.ndarray,
+  *,
+  slots: int,
+  group_size: int,
+  prompt_len: int,
+  cap: int,
+  repeats: int,
+  static_step_s: float | None = None,
+) -> dict[str, Any]:
+  """Returns what each road takes; prints a row for each.
+
+  Args:
+    params: the model's parameters.
+    config: the model.
+    lengths: int32 [B], of the responses.
+    slots: N, which divides B.
+    group_size: G.
+    prompt_len: tokens.
+    cap: the most tokens of a response.
+    repeats: runs, of which the fastest counts.
+    static_step_s: seconds of another library's step.
+  """
+  B, N, G = len(lengths), slots, group_size
   tokens = jax.random.randint(
-    jax.random.key(1), (B // G, args.prompt_len), 0, CONFIG.vocab_size
+    jax.random.key(1), (B // G, prompt_len), 0, config.vocab_size
   )
 
   def runner(slots: int):
-    settings = Sampling(max_tokens=args.cap, end_id=-1, pad_id=0, slots=slots)
+    settings = Sampling(max_tokens=cap, end_id=-1, pad_id=0, slots=slots)
 
     @jax.jit
     def run(params, prompts, limits, ids):
       rollout = sample(
         params,
-        CONFIG,
+        config,
         prompts,
         jax.random.key(2),
         sampling=settings,
@@ -141,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
   print(about)
   print("| road | seconds | steps | useful share | tokens as `whole` |")
   print("|---|---|---|---|---|")
-  seconds, roads = {}, []
+  roads: list[dict[str, Any]] = []
 
   def add(name, took, share, same):
     fields = {"name": name, "seconds": took, "useful": share, "same": same}
@@ -150,29 +196,21 @@ def main(argv: list[str] | None = None) -> int:
   for name, run in (("slots", refilled), ("static", static), ("whole", whole)):
     found = np.asarray(run())  # compiles
     best = float("inf")
-    for _ in range(args.repeats):
+    for _ in range(repeats):
       begin = time.perf_counter()
       jax.block_until_ready(run())
       best = min(best, time.perf_counter() - begin)
-    seconds[name] = best
     count = steps.get(name) or steps_of_slots(lengths, N)
     share = useful / (width[name] * count)
     same = float((found == expected).mean())
     print(f"| {name} | {best:.3f} | {count} | {share:.1%} | {same:.2%} |")
     add(name, best, share, f"{same:.2%} equal")
-  if args.static_step_s:
-    other = args.static_step_s * sum(longest)
+  if static_step_s:
+    other = static_step_s * sum(longest)
     share = useful / (N * sum(longest))
-    name = "another library, static"
-    print(f"| {name} | {other:.3f} | {sum(longest)} | {share:.1%} | |")
-    add(name, other, share, "")
-    seconds["other"] = other
-  if args.figures:
-    add_figures(args.figures, "slots", {"about": about, "roads": roads})
-  for name in ("static", "other"):
-    if name in seconds:
-      print(f"slots against {name}: {seconds[name] / seconds['slots']:.2f}x")
-  return 0
+    print(f"| {OTHER} | {other:.3f} | {sum(longest)} | {share:.1%} | |")
+    add(OTHER, other, share, "")
+  return {"about": about, "roads": roads}
 
 
 def steps_of_slots(lengths: np.ndarray, num_slots: int) -> int:
