@@ -7,7 +7,8 @@
 The base is --num_prompts x --group_size responses of --new_tokens behind prompts
 of --prompt_len, random parameters, every response at its full length; GRPO with
 a reference model and AdamW, float32 parameters, the rest as the model's file
-says (--attention and --unroll change it). An axis adds points around the base;
+says (--attention changes it; decoding has its layers
+unrolled unless --scan). An axis adds points around the base;
 `slots` times skewed lengths as scripts/bench_slots.py does.
 
 All programs are compiled first, several at a time, then timed one by one: the
@@ -73,6 +74,45 @@ def model_of(file: pathlib.Path) -> models.ModelConfig:
 
 
 @dataclasses.dataclass
+class Variant:
+  """A model with a kernel, and what was found of it."""
+
+  name: str
+  config: models.ModelConfig
+  found: dict[str, Any]
+
+
+def variant_of(file: pathlib.Path, attention: str, args) -> Variant:
+  """Returns a model with a kernel of attention, nothing found yet."""
+  config = dataclasses.replace(
+    model_of(file),
+    attention=attention,
+    **({"remat": False} if args.no_remat else {}),
+  )
+  config = models.for_platform(config, jax.devices()[0].platform)
+  found = {
+    "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    "jax": jax.__version__,
+    "model": file.stem,
+    "parameters": models.num_params(config),
+    "attention": config.attention,
+    "unrolled": not args.scan,
+    "remat": config.remat,
+    "weights": args.weights,
+    "cache": args.cache,
+    "peak_tflops": args.peak_tflops,
+    "peak_gbs": args.peak_gbs,
+    "points": {},
+  }
+  name = f"accelerator/{file.stem}/{config.attention}"
+  if args.scan:
+    name += "/scanned"
+  if args.weights or args.cache:
+    name += f"/{args.weights or ''}-{args.cache or ''}"
+  return Variant(name, config, found)
+
+
+@dataclasses.dataclass
 class Point:
   """Programs of one workload, compiled."""
 
@@ -106,7 +146,9 @@ def recipe_of(config, workload, args) -> Recipe:
     cache=args.cache,
     allow_uncorrected=True,  # time is what is asked
   )
-  sampling = dataclasses.replace(recipe.sampling, precision=precision)
+  sampling = dataclasses.replace(
+    recipe.sampling, precision=precision, unroll_layers=not args.scan
+  )
   return dataclasses.replace(recipe, sampling=sampling)
 
 
@@ -299,13 +341,15 @@ def main(argv: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--model", type=pathlib.Path, required=True)
+  parser.add_argument(
+    "--model", type=pathlib.Path, action="append", required=True
+  )
   parser.add_argument("--num_prompts", type=int, default=32)
   parser.add_argument("--group_size", type=int, default=8)
   parser.add_argument("--prompt_len", type=int, default=256)
   parser.add_argument("--new_tokens", type=int, default=512)
-  parser.add_argument("--attention", default="plain")
-  parser.add_argument("--unroll", action="store_true", help="layers")
+  parser.add_argument("--attention", action="append", help="plain")
+  parser.add_argument("--scan", action="store_true", help="in decoding, too")
   parser.add_argument("--no_remat", action="store_true")
   parser.add_argument("--weights", help="while sampling: int8")
   parser.add_argument("--cache", help="while sampling: int8")
@@ -318,51 +362,33 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--peak_gbs", type=float, help="memory, of all devices")
   parser.add_argument("--figures", type=pathlib.Path, help="JSON to add to")
   args = parser.parse_args(argv)
-  config = dataclasses.replace(
-    model_of(args.model),
-    attention=args.attention,
-    unroll_layers=args.unroll,
-  )
-  if args.no_remat:
-    config = dataclasses.replace(config, remat=False)
-  config = models.for_platform(config, jax.devices()[0].platform)
-  found: dict[str, Any] = {
-    "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    "jax": jax.__version__,
-    "model": args.model.stem,
-    "parameters": models.num_params(config),
-    "attention": config.attention,
-    "unrolled": config.unroll_layers,
-    "remat": config.remat,
-    "weights": args.weights,
-    "cache": args.cache,
-    "peak_tflops": args.peak_tflops,
-    "peak_gbs": args.peak_gbs,
-    "points": {},
-  }
-  name = f"accelerator/{args.model.stem}/{config.attention}"
-  if config.unroll_layers:
-    name += "/unrolled"
-  if args.weights or args.cache:
-    name += f"/{args.weights or ''}-{args.cache or ''}"
-
-  def keep(key: str, value: Any) -> None:
-    print(json.dumps({key: value}), flush=True)
-    found["points"][key] = value
-    if args.figures:  # as they come: a run may be broken off
-      add_figures(args.figures, name, found)
-
+  variants = [
+    variant_of(file, attention, args)
+    for file in args.model
+    for attention in args.attention or ["plain"]
+  ]
   begin = time.perf_counter()
   with concurrent.futures.ThreadPoolExecutor(args.compile_threads) as pool:
-    waiting = {
-      key: (work, compiled(lower(config, work, args), pool))
+    waiting = [
+      (variant, key, work, compiled(lower(variant.config, work, args), pool))
+      for variant in variants
       for key, work in points_of(args).items()
-    }
-    concurrent.futures.wait(
-      [f for _, x in waiting.values() for f in x.values()]
-    )
+      # Axes are of the first; of the others the base.
+      if variant is variants[0] or key == "base"
+    ]
+    concurrent.futures.wait([f for *_, x in waiting for f in x.values()])
   print(f"compiled in {time.perf_counter() - begin:.0f} s", flush=True)
-  for key, (work, futures) in waiting.items():
+
+  def keep(variant: Variant, key: str, value: Any) -> None:
+    print(variant.name, json.dumps({key: value}), flush=True)
+    variant.found["points"][key] = value
+    if args.figures:  # as they come: a run may be broken off
+      add_figures(args.figures, variant.name, variant.found)
+
+  # The bases first.
+  for variant, key, work, futures in sorted(
+    waiting, key=lambda x: x[1] != "base"
+  ):
     try:
       done = {n: f.result() for n, f in futures.items()}
       point = Point(
@@ -370,11 +396,11 @@ def main(argv: list[str] | None = None) -> int:
         {n: program for n, (program, _) in done.items()},
         {n: seconds for n, (_, seconds) in done.items()},
       )
-      keep(key, measure(config, point, args))
+      keep(variant, key, measure(variant.config, point, args))
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-      keep(key, {"error": str(error).splitlines()[0][:300]})
+      keep(variant, key, {"error": str(error).splitlines()[0][:300]})
   if "slots" in (args.axis or ()):
-    keep("slots", skewed(config, args))
+    keep(variants[0], "slots", skewed(variants[0].config, args))
   return 0
 
 

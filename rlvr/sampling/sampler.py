@@ -60,6 +60,10 @@ class Sampling:
   # 0: all of a batch.
   slots: int = 0
   precision: Precision = AS_TRAINED  # of the model that is sampled from
+  # Whether decoding has an operation for each layer rather than a loop over
+  # them, which reads each layer's weights and keys through a copy on GPUs, but
+  # compiles sooner. None: as `ModelConfig.unroll_layers` says.
+  unroll_layers: bool | None = None
 
   def __post_init__(self):
     checks = (
@@ -161,6 +165,8 @@ def _draw(
   B, T = group.shape[0], sampling.max_tokens
   precision = sampling.precision
   config = precision.config(config)
+  if sampling.unroll_layers is not None:
+    config = dataclasses.replace(config, unroll_layers=sampling.unroll_layers)
   params = sampling_params(params, config, precision)
   params = constrain_tree(params, sampling_axes(logical_axes(config), params))
   prompts = constrain_rows(prompts)
