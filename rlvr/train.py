@@ -71,6 +71,7 @@ def train(
   top_p: float = 1.0,
   min_p: float = 0.0,
   slots: int = 0,
+  unroll_sampling: bool | None = None,
   attention: str | None = None,
   mesh: MeshShape = ONE_DEVICE,
   rules: Rules = RULES,
@@ -114,6 +115,7 @@ def train(
     top_p: 1 is off.
     min_p: 0 is off.
     slots: responses that decode at a time, see `Sampling`; 0: all of a batch.
+    unroll_sampling: `Sampling.unroll_layers`; None: as `model` says.
     attention: the policy's kernel, see `rlvr.models.kernels`; "auto" is the
       platform's. None: what `model` says.
     mesh: devices along (data, fsdp, tensor).
@@ -175,6 +177,7 @@ def train(
     top_p=top_p,
     min_p=min_p,
     slots=slots,
+    unroll_layers=unroll_sampling,
     step_delimiters=delimiter_ids,
     max_steps=max_steps,
     rules=sampling_rules,

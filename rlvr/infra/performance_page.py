@@ -71,6 +71,20 @@ would say nothing here: the devices share the same cores.
 {table}
 """
 
+_ACCELERATORS = """
+## On an accelerator
+
+`python scripts/bench_accelerator.py`: {device}, peaks {peaks}; random parameters at the
+published sizes, float32 kept and bfloat16 computed, layers recomputed; {shape}. In
+brackets, of prefill, score and update the model FLOPs' share of the peak (recomputation
+counts nothing), of decoding the share of the least seconds: parameters, keys and
+values read once for each token. *Decoding*: with layers unrolled
+(`Sampling.unroll_layers`) or in a loop. Error: the largest between the sampler's and
+the trainer's log-probs of a token, nats.
+
+{table}
+"""
+
 AXES = {
   "batch": ("Batch", "responses"),
   "length": ("Response length", "tokens"),
@@ -131,6 +145,8 @@ def performance_page(figures: Mapping[str, Any]) -> str:
     parts.extend(_axis(k, found["points"]) for k, found in grown.items())
   if "growth_chain" in figures:
     parts.append(_chain(figures))
+  if found := [v for k, v in figures.items() if k.startswith("accelerator/")]:
+    parts.append(_accelerators(found))
   if "devices" in figures:
     parts.append(_DEVICES.format(table=_devices(figures["devices"])))
   return "".join(parts)
@@ -206,6 +222,46 @@ def _axis(axis: str, points: Sequence[Mapping[str, Any]]) -> str:
   rows.append(["exponent", *(f"{slope:.2f}" for slope in slopes), ""])
   seconds = [f"{p} s (limit)" for p in PHASES]
   return f"\n### {title}\n\n{table_of((unit, *seconds, 'peak MB'), rows)}\n"
+
+
+def _accelerators(found: Sequence[Mapping[str, Any]]) -> str:
+  rows, last = [], found[0]
+  for one in found:
+    for name, point in one["points"].items():
+      if "seconds" not in point:
+        continue
+
+      def cell(key: str, seconds: float, point=point) -> str:
+        share = point.get(f"{key}_share")
+        return f"{_s(seconds)}" + ("" if share is None else f" ({share:.0%})")
+
+      seconds = point["seconds"]
+      kept = "/".join(one[k] for k in ("weights", "cache") if one[k])
+      rows.append(
+        [
+          " ".join(filter(None, (one["model"], kept))),
+          "" if name == "base" else name,
+          one["attention"],
+          "unrolled" if one["unrolled"] else "loop",
+          cell("prefill", seconds["prefill"]),
+          f"{cell('decode', point['decode_s'])}",
+          f"{point['tokens_per_s']:,.0f}",
+          cell("score", seconds["score"]),
+          cell("update", seconds["update"]),
+          f"{(point['peak_bytes'] or 0) / 2**30:.1f}",
+          f"{point['sampler_trainer_error']:.2g}",
+        ]
+      )
+  columns = ("model", "change", "attention", "decoding", "prefill s")
+  columns += ("decode s", "tokens/s", "score s", "update s", "peak GiB")
+  work = last["points"]["base"]["workload"]
+  return _ACCELERATORS.format(
+    device=f"{last['device']}, jax {last['jax']}",
+    peaks=f"{last['peak_tflops']:,.0f} TFLOP/s and {last['peak_gbs']:,.0f} GB/s",
+    shape=f"{work['num_prompts']} prompts of {work['prompt_len']} tokens x"
+    f" {work['group_size']} responses of {work['new_tokens']}",
+    table=table_of((*columns, "error"), rows),
+  )
 
 
 def _s(seconds: float) -> str:

@@ -68,6 +68,37 @@ def test_the_page_has_what_was_measured():
   assert "Skewed" not in page  # wasn't measured
 
 
+def test_figures_of_an_accelerator():
+  base = {
+    "workload": {"num_prompts": 32, "group_size": 8}
+    | {"prompt_len": 256, "new_tokens": 512},
+    "seconds": {"prefill": 0.5, "rollout": 2.5, "score": 1.0, "update": 4.0},
+    "decode_s": 2.0,
+    "tokens_per_s": 65536.0,
+    "peak_bytes": 3 << 30,
+    "sampler_trainer_error": 0.05,
+    "prefill_share": 0.4,
+    "decode_share": 0.3,
+    "update_share": 0.25,
+  }
+  one = {
+    "device": "1 x chip",
+    "jax": "0",
+    "model": "small",
+    "attention": "plain",
+    "unrolled": True,
+    "weights": "int8",
+    "cache": None,
+    "peak_tflops": 100.0,
+    "peak_gbs": 1000.0,
+    "points": {"base": base, "batch=64": {"error": "out of memory"}},
+  }
+  page = performance_page({"machine": "m", "accelerator/small/plain": one})
+  assert "1 x chip, jax 0, peaks 100 TFLOP/s and 1,000 GB/s" in page
+  row = "| small int8 |  | plain | unrolled | 0.5 (40%) | 2 (30%) | 65,536 |"
+  assert f"{row} 1 | 4 (25%) | 3.0 | 0.05 |" in page
+
+
 def test_a_machine_must_be_named():
   with pytest.raises(ValueError, match=r"bench_growth\.py"):
     performance_page({"peers": {}})

@@ -21,14 +21,25 @@ SAMPLING = Sampling(max_tokens=T, end_id=tiny.END, pad_id=tiny.PAD)
 
 
 @functools.cache
-def drawn(num_slots=0, unrolled=False, group=None, end_id=tiny.END):
+def drawn(
+  num_slots=0,
+  unrolled=False,
+  group=None,
+  end_id=tiny.END,
+  unroll_sampling=None,
+):
   config = tiny.config(
     layer_pattern=CONFIG.layer_pattern,
     sliding_window=CONFIG.sliding_window,
     unroll_layers=unrolled,
   )
   settings = Sampling(
-    **{**vars(SAMPLING), "slots": num_slots, "end_id": end_id}
+    **{
+      **vars(SAMPLING),
+      "slots": num_slots,
+      "end_id": end_id,
+      "unroll_layers": unroll_sampling,
+    }
   )
   run = jax.jit(
     lambda key: sample(
@@ -114,6 +125,28 @@ def test_slots_change_no_token(num_slots, short_stages):
 
 def test_slots_of_an_unrolled_model(short_stages):
   assert_same(drawn(5, unrolled=True), drawn())
+
+
+def test_decoding_alone_may_be_unrolled():
+  seen = {}
+  real = slots.decode
+  for model in (False, True):
+    for sampling in (None, False, True):
+
+      def watched(reading, config, *args, key=(model, sampling)):
+        seen[key] = config.unroll_layers
+        return real(reading, config, *args)
+
+      with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slots, "decode", watched)
+        drawn.cache_clear()
+        found = drawn(5, unrolled=model, unroll_sampling=sampling)
+      assert_same(found, drawn())
+  assert seen == {
+    (m, s): m if s is None else s
+    for m in (False, True)
+    for s in (None, False, True)
+  }
 
 
 def test_slots_of_uneven_groups():
