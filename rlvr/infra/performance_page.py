@@ -252,15 +252,17 @@ def _accelerators(found: Sequence[Mapping[str, Any]]) -> str:
           f"{point['sampler_trainer_error']:.2g}",
         ]
       )
-  columns = ("model", "change", "attention", "decoding", "prefill s")
-  columns += ("decode s", "tokens/s", "score s", "update s", "peak GiB")
+  columns = [
+    *("model", "change", "attention", "decoding", "prefill s"),
+    *("decode s", "tokens/s", "score s", "update s", "peak GiB", "error"),
+  ]
   work = last["points"]["base"]["workload"]
   return _ACCELERATORS.format(
     device=f"{last['device']}, jax {last['jax']}",
     peaks=f"{last['peak_tflops']:,.0f} TFLOP/s and {last['peak_gbs']:,.0f} GB/s",
     shape=f"{work['num_prompts']} prompts of {work['prompt_len']} tokens x"
     f" {work['group_size']} responses of {work['new_tokens']}",
-    table=table_of((*columns, "error"), rows),
+    table=table_of(columns, rows),
   )
 
 
