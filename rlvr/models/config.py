@@ -141,9 +141,13 @@ class ModelConfig:
   remat: bool = False  # recompute a layer's activations in the backward pass
   unroll_layers: bool = False  # faster small models on CPU, slower compilation
   attention: str = "plain"  # the kernel, see rlvr.models.kernels
+  # Logits (tokens x vocabulary) that a device holds at once while log-probs are
+  # computed. In the backward pass each chunk adds to a gradient of the whole
+  # table: chunks of fewer than embed_dim tokens move more than they compute.
+  logits_at_once: int = 1 << 25
 
   def __post_init__(self):
-    for name in _SIZES:
+    for name in (*_SIZES, "logits_at_once"):
       if getattr(self, name) < 1:
         raise ValueError(
           f"ModelConfig.{name}={getattr(self, name)} must be at least 1"

@@ -38,7 +38,7 @@ def token_statistics(
   tokens: Array,
   *,
   temperature: float,
-  chunk_tokens: int = 1 << 25,
+  chunk_tokens: int | None = None,
   extra: Mapping[str, Callable[[Array, Array], Array]] | None = None,
 ) -> TokenStatistics:
   """Returns log-probs, entropies and the like at every token.
@@ -51,7 +51,7 @@ def token_statistics(
     temperature: divides the logits, as in sampling.
     chunk_tokens: logits held at once, in numbers (tokens times V), on each
       device of a mesh; a batch that fits is computed in one piece without
-      recomputation.
+      recomputation. None: `ModelConfig.logits_at_once`.
     extra: further functions by name, (logits [N, V], tokens [N]) -> [N].
   """
   B, T, D = hidden.shape
@@ -80,6 +80,8 @@ def token_statistics(
   n = num_shards("batch", B)
   flat_hidden = hidden.reshape(n, B // n * T, D)
   flat_tokens = tokens.reshape(n, B // n * T)
+  if chunk_tokens is None:
+    chunk_tokens = config.logits_at_once
   rows = max(1, chunk_tokens * num_shards("act_vocab", V) // V)
   if rows >= B // n * T:
     flat = chunk(weights, flat_hidden.reshape(-1, D), flat_tokens.reshape(-1))

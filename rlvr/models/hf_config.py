@@ -14,7 +14,14 @@ from rlvr.models.config import ModelConfig, RopeScaling
 _ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 _KINDS = {"full_attention": "global", "sliding_attention": "local"}
 # What a checkpoint says nothing about.
-_NOT_IN_FILES = ("value_head", "compute_dtype", "remat", "unroll_layers")
+_NOT_IN_FILES = (
+  "value_head",
+  "compute_dtype",
+  "remat",
+  "unroll_layers",
+  "attention",
+  "logits_at_once",
+)
 # Fields that must be absent or have one of these values, in every family.
 _REFUSED: Mapping[str, tuple[Any, ...]] = {
   "attention_bias": (False, None),

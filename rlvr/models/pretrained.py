@@ -30,6 +30,7 @@ _RUNS_OWN = (
   "remat",
   "unroll_layers",
   "attention",
+  "logits_at_once",
   "max_positions",
 )
 

@@ -1,10 +1,12 @@
 """Log-probs, entropies and KL from uniform, in one piece and in chunks."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from rlvr import models
 from tests import tiny
@@ -35,12 +37,12 @@ def in_numpy(temperature):
   )
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def value_and_gradient(params, chunk_tokens):
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def value_and_gradient(params, chunk_tokens, config=CONFIG):
   def loss(params, hidden):
     found = models.token_statistics(
       params,
-      CONFIG,
+      config,
       hidden,
       TOKENS,
       temperature=0.7,
@@ -88,6 +90,17 @@ def test_chunks_change_neither_value_nor_gradient():
     jax.tree.map(close, whole, value_and_gradient(PARAMS, chunk_tokens))
   gradients = jax.tree.leaves(whole[1])
   assert max(np.abs(g).max() for g in gradients) > 0.1
+
+
+def test_the_chunk_is_the_models_unless_it_is_given():
+  def lowered(chunk_tokens, config):
+    return value_and_gradient.lower(PARAMS, chunk_tokens, config).as_text()
+
+  small = dataclasses.replace(CONFIG, logits_at_once=4 * 20)
+  assert lowered(None, small) == lowered(4 * 20, CONFIG)
+  assert lowered(None, small) != lowered(None, CONFIG)
+  with pytest.raises(ValueError, match="logits_at_once=0 must be at least 1"):
+    dataclasses.replace(CONFIG, logits_at_once=0)
 
 
 def test_the_logits_of_all_tokens_are_never_there():

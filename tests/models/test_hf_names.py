@@ -158,3 +158,17 @@ def test_a_family_that_is_not_this_model_is_refused():
   # The value head and how it is computed are not the file's business.
   headed = dataclasses.replace(llama, value_head=True, remat=True)
   assert hf_names.family_of(headed) == "llama"
+
+
+def test_what_a_run_chooses_is_no_part_of_the_file():
+  own = {
+    "attention": "xla",
+    "compute_dtype": "bfloat16",
+    "logits_at_once": 1000,
+    "remat": True,
+    "unroll_layers": True,
+  }
+  plain = hf_names.config_to_huggingface(tiny.config(), "llama")
+  assert hf_names.config_to_huggingface(tiny.config(**own), "llama") == plain
+  with pytest.raises(ValueError, match="qk_norm=True"):
+    hf_names.config_to_huggingface(tiny.config(qk_norm=True), "llama")
