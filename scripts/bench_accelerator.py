@@ -7,9 +7,9 @@
 The base is --num_prompts x --group_size responses of --new_tokens behind prompts
 of --prompt_len, random parameters, every response at its full length; GRPO with
 a reference model and AdamW, float32 parameters, the rest as the model's file
-says (--attention changes it; decoding has its layers
-unrolled unless --scan). An axis adds points around the base;
-`slots` times skewed lengths as scripts/bench_slots.py does.
+says (--attention changes it; decoding has its layers unrolled unless --scan).
+Several --model and --attention give a base each. An axis adds points around the
+first base; `slots` times skewed lengths as scripts/bench_slots.py does.
 
 All programs are compiled first, several at a time, then timed one by one: the
 median of --repeats after one that isn't counted. Figures:
@@ -41,10 +41,9 @@ import numpy as np
 import gin
 from rlvr import models
 from rlvr import step as step_lib
-from rlvr.infra.model_flops import forward_flops
 from rlvr.infra.performance_page import add_figures
 from rlvr.models import prefill
-from rlvr.models.precision import Precision
+from rlvr.models.precision import Precision, sampling_params
 from rlvr.recipe import Recipe
 from rlvr.types import Signals
 
@@ -268,31 +267,27 @@ def shares(config, work, seconds, args) -> dict[str, Any]:
   """Returns each phase's share of the peak, None where it isn't given."""
   P, G, S, T = (work[k] for k in SIZES)
   B = P * G
-
-  def forward(length: int) -> int:
-    return forward_flops(
-      config,
-      num_prompts=P,
-      prompt_length=S,
-      group_size=G,
-      response_length=length,
-    )
-
+  whole = bench_step.model_flops(config, work)
+  prompts = bench_step.model_flops(config, work | {"new_tokens": 0})["rollout"]
   decode_s = max(seconds["rollout"] - seconds["prefill"], 1e-9)
   precision = Precision(weights=args.weights, cache=args.cache)
-  width = jnp.dtype(args.weights or config.compute_dtype).itemsize
+  kept = jax.eval_shape(
+    lambda: sampling_params(
+      models.init(config, jax.random.key(0)), config, precision
+    )
+  )
   # A prompt's keys are read once for its group.
   read = precision.cache_bytes(config) * (P * T * S + B * T * T / 2)
-  read += T * width * models.num_params(config)
+  read += T * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept))
   flops, bandwidth = args.peak_tflops, args.peak_gbs
   out: dict[str, Any] = {"decode_s": decode_s, "tokens_per_s": B * T / decode_s}
   out["decode_read_gb"] = read / 1e9
   if flops:
     peak = flops * 1e12
-    out["prefill_share"] = forward(0) / peak / seconds["prefill"]
-    out["score_share"] = forward(T) / peak / seconds["score"]
-    out["update_share"] = 3 * forward(T) / peak / seconds["update"]
-    arithmetic = (forward(T) - forward(0)) / peak
+    out["prefill_share"] = prompts / peak / seconds["prefill"]
+    out["score_share"] = whole["score"] / peak / seconds["score"]
+    out["update_share"] = whole["update"] / peak / seconds["update"]
+    arithmetic = (whole["rollout"] - prompts) / peak
     out["decode_flops_share"] = arithmetic / decode_s
     if bandwidth:
       least = max(read / (bandwidth * 1e9), arithmetic)
@@ -312,7 +307,7 @@ def skewed(config, args) -> dict[str, Any]:
   params = jax.jit(models.init, static_argnums=0)(config, jax.random.key(0))
   return bench_slots.compare(
     params,
-    config,
+    dataclasses.replace(config, unroll_layers=not args.scan),
     bench_slots.lengths_of(given),
     slots=args.num_prompts * args.group_size,
     group_size=args.group_size,
@@ -348,7 +343,9 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--group_size", type=int, default=8)
   parser.add_argument("--prompt_len", type=int, default=256)
   parser.add_argument("--new_tokens", type=int, default=512)
-  parser.add_argument("--attention", action="append", help="plain")
+  parser.add_argument(
+    "--attention", action="append", help="a kernel, plain if none is given"
+  )
   parser.add_argument("--scan", action="store_true", help="in decoding, too")
   parser.add_argument("--no_remat", action="store_true")
   parser.add_argument("--weights", help="while sampling: int8")
@@ -362,6 +359,9 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--peak_gbs", type=float, help="memory, of all devices")
   parser.add_argument("--figures", type=pathlib.Path, help="JSON to add to")
   args = parser.parse_args(argv)
+  for file in args.model:
+    if not file.is_file():
+      parser.error(f"--model={file} is no file: give one of gin/models/")
   variants = [
     variant_of(file, attention, args)
     for file in args.model

@@ -16,7 +16,8 @@ parameters, prompts of 64 tokens, 128 new ones):
 Every point but those of `chain` is a process of its own, bench_step.py with the
 sizes as flags, so that none finds the others' memory. Beside each phase stands
 its limit: the operations at the best rates of this machine, which are measured
-first (a float32 matrix product and a sum over memory).
+first (a float32 matrix product and a sum over memory); where the figures have
+better ones of the same machine these count, for all axes.
 """
 
 import argparse
@@ -221,6 +222,34 @@ def grown(axis: str, steps: int, rates: dict[str, float]) -> Iterator[dict]:
     }
 
 
+def one_machines_rates(
+  file: pathlib.Path, machine: str, rates: dict[str, float]
+) -> dict[str, float]:
+  """Returns the best rates that a machine showed in this run or those before.
+
+  What the file has of it is held against them too, so that the limits of all
+  axes are of one machine.
+
+  Args:
+    file: figures; may not be there.
+    machine: its name.
+    rates: of this run.
+  """
+  text = file.read_text() if file.exists() else ""
+  saved = json.loads(text) if text else {}
+  if saved.get("machine") != machine:
+    return rates
+  names = [axis for axis in AXES if f"growth_{axis}" in saved]
+  found = [saved[f"growth_{axis}"]["rates"] for axis in names]
+  rates = {k: max([v, *(r[k] for r in found)]) for k, v in rates.items()}
+  for axis in names:
+    figures = saved[f"growth_{axis}"] | {"rates": rates}
+    for change, point in zip(AXES[axis], figures["points"], strict=False):
+      point["limits"] = limits({**BASE, **change}, rates)
+    add_figures(file, f"growth_{axis}", figures)
+  return rates
+
+
 def links(count: int) -> list[rewards.Transform]:
   """Returns a chain's transforms on outcome and step rewards, and credit."""
   cycle = (
@@ -308,6 +337,7 @@ def main(argv: list[str] | None = None) -> int:
     f" {rates['bytes'] / 1e9:.1f} GB/s",
     flush=True,
   )
+  rates = one_machines_rates(args.figures, about, rates)
   add_figures(args.figures, "machine", about)
   for axis in args.axis or names:
     points = []

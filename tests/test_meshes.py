@@ -32,6 +32,18 @@ def test_one_device_is_the_first():
   assert list(make_mesh(MeshShape()).devices.flat) == jax.devices()[:1]
 
 
+def test_a_slice_whose_axes_no_mesh_axis_is_made_of(monkeypatch):
+  def refuses(*args, **kwargs):
+    raise NotImplementedError("8 x 2 on 4 x 4 chips")
+
+  expected = make_mesh(MeshShape(fsdp=4, tensor=2))
+  monkeypatch.setattr(jax, "make_mesh", refuses)
+  found = make_mesh(MeshShape(fsdp=4, tensor=2))
+  assert found.shape == expected.shape
+  assert found.axis_types == expected.axis_types
+  assert set(found.devices.flat) == set(jax.devices())
+
+
 @pytest.mark.parametrize(
   "shape", [MeshShape(3), MeshShape(2, 2, 1), MeshShape(-1, 3, 1)]
 )

@@ -225,45 +225,58 @@ def _axis(axis: str, points: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _accelerators(found: Sequence[Mapping[str, Any]]) -> str:
-  rows, last = [], found[0]
+  """Returns a section for each device and workload of the base."""
+  sections: dict[tuple[str, str, str], list[list[str]]] = {}
   for one in found:
+    peaks = " and ".join(
+      f"{one[key]:,.0f} {unit}" if one[key] else f"no {unit} given"
+      for key, unit in (("peak_tflops", "TFLOP/s"), ("peak_gbs", "GB/s"))
+    )
     for name, point in one["points"].items():
-      if "seconds" not in point:
+      # One that failed, skewed lengths, or an axis whose base failed.
+      if "seconds" not in point or "seconds" not in one["points"]["base"]:
         continue
-
-      def cell(key: str, seconds: float, point=point) -> str:
-        share = point.get(f"{key}_share")
-        return f"{_s(seconds)}" + ("" if share is None else f" ({share:.0%})")
-
-      seconds = point["seconds"]
-      kept = "/".join(one[k] for k in ("weights", "cache") if one[k])
-      rows.append(
-        [
-          " ".join(filter(None, (one["model"], kept))),
-          "" if name == "base" else name,
-          one["attention"],
-          "unrolled" if one["unrolled"] else "loop",
-          cell("prefill", seconds["prefill"]),
-          f"{cell('decode', point['decode_s'])}",
-          f"{point['tokens_per_s']:,.0f}",
-          cell("score", seconds["score"]),
-          cell("update", seconds["update"]),
-          f"{(point['peak_bytes'] or 0) / 2**30:.1f}",
-          f"{point['sampler_trainer_error']:.2g}",
-        ]
+      work = one["points"]["base"]["workload"]
+      shape = (
+        f"{work['num_prompts']} prompts of {work['prompt_len']} tokens x"
+        f" {work['group_size']} responses of {work['new_tokens']}"
       )
+      key = (f"{one['device']}, jax {one['jax']}", peaks, shape)
+      sections.setdefault(key, []).append(_accelerator_row(one, name, point))
   columns = [
     *("model", "change", "attention", "decoding", "prefill s"),
     *("decode s", "tokens/s", "score s", "update s", "peak GiB", "error"),
   ]
-  work = last["points"]["base"]["workload"]
-  return _ACCELERATORS.format(
-    device=f"{last['device']}, jax {last['jax']}",
-    peaks=f"{last['peak_tflops']:,.0f} TFLOP/s and {last['peak_gbs']:,.0f} GB/s",
-    shape=f"{work['num_prompts']} prompts of {work['prompt_len']} tokens x"
-    f" {work['group_size']} responses of {work['new_tokens']}",
-    table=table_of(columns, rows),
+  return "".join(
+    _ACCELERATORS.format(
+      device=device, peaks=peaks, shape=shape, table=table_of(columns, rows)
+    )
+    for (device, peaks, shape), rows in sections.items()
   )
+
+
+def _accelerator_row(
+  one: Mapping[str, Any], name: str, point: Mapping[str, Any]
+) -> list[str]:
+  def cell(key: str, seconds: float) -> str:
+    share = point.get(f"{key}_share")
+    return _s(seconds) + ("" if share is None else f" ({share:.0%})")
+
+  seconds, peak = point["seconds"], point["peak_bytes"]
+  kept = "/".join(one[k] for k in ("weights", "cache") if one[k])
+  return [
+    " ".join(filter(None, (one["model"], kept))),
+    "" if name == "base" else name,
+    one["attention"],
+    "unrolled" if one["unrolled"] else "loop",
+    cell("prefill", seconds["prefill"]),
+    cell("decode", point["decode_s"]),
+    f"{point['tokens_per_s']:,.0f}",
+    cell("score", seconds["score"]),
+    cell("update", seconds["update"]),
+    "" if peak is None else f"{peak / 2**30:.1f}",
+    f"{point['sampler_trainer_error']:.2g}",
+  ]
 
 
 def _s(seconds: float) -> str:

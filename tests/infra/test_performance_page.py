@@ -97,6 +97,22 @@ def test_figures_of_an_accelerator():
   assert "1 x chip, jax 0, peaks 100 TFLOP/s and 1,000 GB/s" in page
   row = "| small int8 |  | plain | unrolled | 0.5 (40%) | 2 (30%) | 65,536 |"
   assert f"{row} 1 | 4 (25%) | 3.0 | 0.05 |" in page
+  # Another device has a table of its own; without peaks there are no shares.
+  bare = {k: v for k, v in base.items() if not k.endswith("_share")}
+  other = one | {
+    "device": "8 x other",
+    "peak_tflops": None,
+    "peak_gbs": None,
+    "points": {"base": bare | {"peak_bytes": None}},
+  }
+  failed = one | {"points": {"base": {"error": "out of memory"}}}
+  page = performance_page(
+    {"machine": "m", "accelerator/a": one, "accelerator/b": other}
+    | {"accelerator/c": failed}
+  )
+  assert page.count("## On an accelerator") == 2
+  assert "8 x other, jax 0, peaks no TFLOP/s given and no GB/s given" in page
+  assert "| unrolled | 0.5 | 2 | 65,536 | 1 | 4 |  | 0.05 |" in page
 
 
 def test_a_machine_must_be_named():

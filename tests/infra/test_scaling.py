@@ -69,6 +69,36 @@ def test_a_shipped_configuration_fits(tmp_path, name, program):
   assert code == 0 and result["fits"], result["problem"]
 
 
+_MESHES = """
+from rlvr import meshes
+from rlvr.infra import scaling
+from rlvr.infra.chips import topology_devices
+
+for one in scaling.shipped():
+  devices = topology_devices(one.topology)
+  mesh = meshes.make_mesh(scaling.job_of(one).settings["mesh"], devices)
+  assert mesh.size == len(devices), one.name
+# No axis of the slice, nor several of them, is as long as one of these.
+split = meshes.MeshShape(fsdp=8, tensor=2)
+mesh = meshes.make_mesh(split, topology_devices("v6e:4x4"))
+assert len({d.id for d in mesh.devices.flat}) == 16
+print("all")
+"""
+
+
+@needs_compiler
+def test_every_shipped_mesh_can_be_laid_out():
+  done = subprocess.run(
+    [sys.executable, "-c", _MESHES],
+    cwd=runs.ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.stdout.strip() == "all", done.stderr
+
+
 def test_files_name_their_model_and_slice():
   assert len(NAMES) >= 12
   for one in scaling.shipped():

@@ -1,11 +1,13 @@
 """The benchmarks' arithmetic: ratios, limits, micro-batches."""
 
+import argparse
 import importlib.util
 import json
+import math
 
 import pytest
 
-from tests import runs
+from tests import runs, tiny
 
 MACHINE = {
   "lib": "roofline",
@@ -88,3 +90,52 @@ def test_micro_batches_are_of_whole_groups(prompts, tokens, pieces):
 def test_every_chain_is_one_that_can_be_built():
   growth = script("bench_growth")
   assert [len(growth.links(n)) for n in growth.LINKS] == list(growth.LINKS)
+
+
+def test_limits_are_of_one_machine(tmp_path):
+  growth = script("bench_growth")
+  file = tmp_path / "figures.json"
+  low, high = {"flops": 1e11, "bytes": 4e10}, {"flops": 2e11, "bytes": 2e10}
+  points = [{"value": 64, "limits": {"rollout": 1.0}}]
+  saved = {"machine": "m", "growth_length": {"rates": low, "points": points}}
+  file.write_text(json.dumps(saved))
+  best = {"flops": 2e11, "bytes": 4e10}
+  assert growth.one_machines_rates(file, "another", high) == high
+  assert json.loads(file.read_text()) == saved
+  assert growth.one_machines_rates(file, "m", high) == best
+  found = json.loads(file.read_text())["growth_length"]
+  assert found["rates"] == best
+  sizes = {**growth.BASE, **growth.AXES["length"][0]}
+  assert found["points"][0]["limits"] == growth.limits(sizes, best)
+  assert growth.one_machines_rates(tmp_path / "none", "m", low) == low
+
+
+def test_shares_of_an_accelerators_peaks():
+  bench = script("bench_accelerator")
+  args = argparse.Namespace(
+    weights=None, cache=None, peak_tflops=1e-3, peak_gbs=1e-2
+  )
+  config = tiny.config(compute_dtype="bfloat16")
+  work = {"num_prompts": 2, "group_size": 3, "prompt_len": 4, "new_tokens": 5}
+  seconds = {"prefill": 0.5, "rollout": 2.5, "score": 1.0, "update": 4.0}
+  found = bench.shares(config, work, seconds, args)
+  assert found["decode_s"] == 2.0
+  assert found["tokens_per_s"] == 2 * 3 * 5 / 2.0
+  # Keys and values of 2 layers, 2 heads of 4, 2 bytes: 64 a token; prompts are
+  # read once for their group.
+  assert math.prod((2, 2, 2, 4, 2)) == 64
+  kept = {"num_prompts": 2, "group_size": 1, "prompt_len": 8, "new_tokens": 5}
+  more = bench.shares(config, kept, seconds, args)["decode_read_gb"]
+  expected = 64 * ((2 * 5 * 8 + 2 * 12.5) - (2 * 5 * 4 + 6 * 12.5))
+  assert more - found["decode_read_gb"] == pytest.approx(expected / 1e9)
+  assert found["update_share"] == pytest.approx(3 / 4 * found["score_share"])
+  args.peak_tflops = args.peak_gbs = None
+  assert "score_share" not in bench.shares(config, work, seconds, args)
+
+
+def test_pieces_are_of_whole_groups():
+  bench = script("bench_accelerator")
+  work = {"num_prompts": 6, "group_size": 8, "prompt_len": 64, "new_tokens": 64}
+  assert bench.pieces_of(work, 3072) == 2
+  assert bench.pieces_of(work, 1) == 6
+  assert bench.pieces_of(work, 1 << 20) == 1
