@@ -121,6 +121,10 @@ def test_settings_stand_in_the_job():
   assert job.recipe.sampling.max_tokens == 1024
   assert job.recipe.group_size == 8
   assert job.recipe.model.remat
+  assert job.recipe.sampling.unroll_layers is None
+  unrolled = ["train.train.unroll_sampling=True"]
+  job = scaling.job_of(scaling.shipped_of("qwen2_5_7b_v5e_4x8"), unrolled)
+  assert job.recipe.sampling.unroll_layers
   # 64 prompts · 8 / (2 updates · 4 micro-batches).
   assert scaling.piece_size(job) == 64
 
