@@ -12,13 +12,17 @@ imposed as each response's limit, so that every road decodes the same tokens:
 
 Prints for each: seconds (the least of --repeats), decode steps, the useful share
 (tokens of responses over slots x steps), and whether its tokens are those of
-`whole`. A static batch is what samplers without refilling do, of other libraries
-too: --static_step_s takes the seconds of one of their steps with N responses
-and adds their time for the same lengths to the table.
+`whole`. A static batch is what samplers without refilling do: with
+
+  --tunix_python=PYTHON --harness=FOLDER    # see scripts/bench_peers.sh
+
+Tunix's sampler decodes batches of the same lengths in the same run.
 """
 
 import argparse
+import json
 import pathlib
+import subprocess
 import sys
 import time
 from typing import Any
@@ -32,7 +36,7 @@ from rlvr.infra.performance_page import add_figures
 from rlvr.sampling import Sampling, sample
 from rlvr.types import Prompts
 
-OTHER = "another library, static"
+TUNIX = "bench_slots_tunix.py"
 CONFIG = models.ModelConfig(
   vocab_size=4096,
   embed_dim=384,
@@ -69,32 +73,69 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--cap", type=int, default=512, help="tokens")
   parser.add_argument("--repeats", type=int, default=3)
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--static_step_s", type=float, help="another library's")
+  parser.add_argument("--tunix_python", help="python of its environment")
+  parser.add_argument("--harness", type=pathlib.Path, help="other libraries'")
   args = parser.parse_args(argv)
+  if (args.tunix_python is None) != (args.harness is None):
+    parser.error("give --tunix_python and --harness together, or neither")
   if args.responses % args.slots or args.slots % args.group_size:
     parser.error(
       f"--responses={args.responses} must be a multiple of --slots={args.slots},"
       f" and that of --group_size={args.group_size}"
     )
+  lengths = lengths_of(args)
+  other = None if args.harness is None else tunix_seconds(args, lengths)
   params = jax.jit(models.init, static_argnums=0)(CONFIG, jax.random.key(0))
   found = compare(
     params,
     CONFIG,
-    lengths_of(args),
+    lengths,
     slots=args.slots,
     group_size=args.group_size,
     prompt_len=args.prompt_len,
     cap=args.cap,
     repeats=args.repeats,
-    static_step_s=args.static_step_s,
+    other=other,
   )
   if args.figures:
     add_figures(args.figures, "slots", found)
   seconds = {road["name"]: road["seconds"] for road in found["roads"]}
-  for name in ("static", OTHER):
-    if name in seconds:
-      print(f"slots against {name}: {seconds[name] / seconds['slots']:.2f}x")
+  for name, took in seconds.items():
+    if name != "slots":
+      print(f"slots against {name}: {took / seconds['slots']:.2f}x")
   return 0
+
+
+def longest_of(lengths: np.ndarray, rows: int) -> list[int]:
+  """Returns the longest response of each static batch, tokens."""
+  return [
+    int(lengths[i : i + rows].max()) for i in range(0, len(lengths), rows)
+  ]
+
+
+def tunix_seconds(
+  args: argparse.Namespace, lengths: np.ndarray
+) -> tuple[str, float]:
+  """Returns Tunix's name and the seconds of all static batches.
+
+  Raises:
+    subprocess.CalledProcessError: it failed; what it said is on stderr.
+  """
+  longest = longest_of(lengths, args.slots)
+  done = subprocess.run(
+    [
+      *(args.tunix_python, pathlib.Path(__file__).parent / TUNIX),
+      *(f"--harness={args.harness}", f"--rows={args.slots}"),
+      f"--longest={','.join(map(str, longest))}",
+      *(f"--group_size={args.group_size}", f"--prompt_len={args.prompt_len}"),
+      f"--repeats={args.repeats}",
+    ],
+    stdout=subprocess.PIPE,
+    text=True,
+    check=True,
+  )
+  found = json.loads(done.stdout.splitlines()[-1])
+  return f"{found['name']}, static", sum(found["seconds"])
 
 
 def compare(
@@ -107,7 +148,7 @@ def compare(
   prompt_len: int,
   cap: int,
   repeats: int,
-  static_step_s: float | None = None,
+  other: tuple[str, float] | None = None,
 ) -> dict[str, Any]:
   """Returns what each road takes; prints a row for each.
 
@@ -120,7 +161,7 @@ def compare(
     prompt_len: tokens.
     cap: the most tokens of a response.
     repeats: runs, of which the fastest counts.
-    static_step_s: seconds of another library's step.
+    other: another library's name and seconds for the static batches.
   """
   B, N, G = len(lengths), slots, group_size
   tokens = jax.random.randint(
@@ -174,7 +215,7 @@ def compare(
       )
     return jnp.concatenate(parts)
 
-  longest = [int(lengths[i : i + N].max()) - 1 for i in range(0, B, N)]
+  longest = [n - 1 for n in longest_of(lengths, N)]
   # A response's first token comes from its prompt, the others from a step each.
   useful = int((lengths - 1).sum())
   steps = {"static": sum(longest), "whole": int(lengths.max()) - 1}
@@ -205,11 +246,11 @@ def compare(
     same = float((found == expected).mean())
     print(f"| {name} | {best:.3f} | {count} | {share:.1%} | {same:.2%} |")
     add(name, best, share, f"{same:.2%} equal")
-  if static_step_s:
-    other = static_step_s * sum(longest)
+  if other:
+    name, took = other
     share = useful / (N * sum(longest))
-    print(f"| {OTHER} | {other:.3f} | {sum(longest)} | {share:.1%} | |")
-    add(OTHER, other, share, "")
+    print(f"| {name} | {took:.3f} | {sum(longest)} | {share:.1%} | |")
+    add(name, took, share, "")
   return {"about": about, "roads": roads}
 
 

@@ -46,9 +46,9 @@ _SLOTS = """
 `python scripts/bench_slots.py`: {about}. *Useful*: tokens of responses over
 rows x steps at full width; the loop moves what is left to fewer rows at the end,
 so that it computes less than that. *Tokens*: equal to those of the run with a slot
-for each response. Another library wasn't run on these lengths: its row is the
-steps of the static batches at `--static_step_s`, seconds of one of its steps with
-as many rows and the same cap.
+for each response. Another library's row, where there is one, is its own sampler on
+the static batches, in the same run (`--tunix_python`), each with a cache of
+exactly the length of its longest; strings in, strings out.
 
 {table}
 """

@@ -9,12 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from rlvr import main
+from rlvr import main, models
 from rlvr.infra import hosts
 from rlvr.infra.metrics import read_metrics
-from tests import runs
+from rlvr.models import export
+from tests import runs, tiny
 from tests.compare import must_fail
 from tests.infra import host_program
+from tests.models import folders
 
 MESH = ("DATA=2", "FSDP=-1")
 SETTINGS = (
@@ -272,6 +274,58 @@ def test_methods_over_two_processes(method, tasks, tmp_path):
   special["rule_reasoner"] = "domain/"
   assert any(name.startswith(special.get(method, "")) for name in found[4])
   must_fail(same, {**found, 4: {**found[4], **found[3], "step": 4}}, found)
+
+
+@pytest.mark.slow
+def test_adapters_on_a_published_model_over_two_processes(tmp_path):
+  config = tiny.config(vocab_size=260, qkv_bias=True, max_positions=64)
+  published = models.save_huggingface(
+    tmp_path / "published", config, tiny.params(config)
+  )
+  folders.write_tokenizer(published, chat_template=folders.TEMPLATE)
+
+  def given(folder):
+    files = (
+      *("models/from_huggingface", "models/lora", "tasks/arithmetic"),
+      *("tasks/coin_flips", "tasks/huggingface", "tasks/chat_of_model"),
+      *("methods/reinforce_plus_plus", "runs/train"),
+    )
+    bindings = (
+      *(f"MODEL_PATH='{published}'", "INITIAL_PARAMS=%MODEL_PATH"),
+      *("VOCABULARY_PATH=%MODEL_PATH", "LORA_RANK=4", "STEPS=3", *MESH),
+      *("NUM_PROMPTS=8", "GROUP_SIZE=4", "WARMUP_UPDATES=1", "MAX_TOKENS=8"),
+      *("SAVE_EVERY=3", "EVALUATE_EVERY=3", "LEARNING_RATE=0.01"),
+      *("data.arithmetic_task.num_train=64", "train.train.prompt_length=16"),
+      *("data.arithmetic_task.num_heldout=8", "train.train.tensorboard=False"),
+      "evaluate.Evaluation.num_prompts=8",
+    )
+    return [
+      *(f"--gin_file=gin/{name}.gin" for name in files),
+      f"--run_dir={folder}",
+      *(f"--gin.{b}" for b in bindings),
+    ]
+
+  started = host_program.start([*given(tmp_path / "two"), *host_program.FLAGS])
+  ended = host_program.ends(started)
+  assert [status for status, _ in ended] == [0, 0], ended
+  assert main.main(given(tmp_path / "one")) == 0
+  found = rows(tmp_path / "two")
+  same(found, rows(tmp_path / "one"))
+  # The adapters moved, and the reference model is the policy without them.
+  assert min(found[step]["optim/grad_norm"] for step in (1, 2, 3)) > 0
+  exported = tmp_path / "exported"
+  arguments = [f"--run={tmp_path / 'two'}", f"--output={exported}"]
+  assert export.main([*arguments, "--dtype=float32"]) == 0
+  trained = models.load_huggingface(exported)[1]
+  before = models.load_huggingface(published)[1]
+  moved = {
+    jax.tree_util.keystr(path): bool((a != b).any())
+    for (path, a), b in zip(
+      jax.tree.leaves_with_path(trained), jax.tree.leaves(before), strict=True
+    )
+  }
+  assert any(moved.values())
+  assert not any(y for x, y in moved.items() if "embedding" in x or "norm" in x)
 
 
 @pytest.mark.slow
