@@ -40,6 +40,19 @@ goes by its last operation).
 {table}
 """
 
+_PRODUCTS = """
+### The products alone
+
+`scripts/bench_products.py`: {about}, decoded with nothing but the products with
+parameters. *Model*: with its own parameters, which no cache holds as a whole; *one
+layer*: with one layer's for all, which stay in a cache; *peak*: as many FLOPs at
+the rate of a product of 1,024 x 1,024 x 1,024. What a rollout takes beyond the
+first row is its prefill, attention, normalisation and drawing: no sampler on this
+compiler's products goes below that row.
+
+{table}
+"""
+
 _SLOTS = """
 ## Skewed lengths
 
@@ -132,6 +145,11 @@ def performance_page(figures: Mapping[str, Any]) -> str:
     parts.append(_PEERS.format(**_peers(figures["peers"])))
   if "trace" in figures:
     parts.append(_TRACE.format(table=_trace(figures["trace"])))
+  if "products" in figures:
+    found = figures["products"]
+    rows = [[n, f"{s:.2f}", f"{r:.0f}"] for n, s, r in found["rows"]]
+    table = table_of(("products", "seconds", "GFLOP/s"), rows)
+    parts.append(_PRODUCTS.format(about=found["about"], table=table))
   if "slots" in figures:
     found = figures["slots"]
     parts.append(_SLOTS.format(about=found["about"], table=_slots(found)))

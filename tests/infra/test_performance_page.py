@@ -45,6 +45,10 @@ def test_the_page_has_what_was_measured():
         | {"step": 7.0, "rollout": 4.0, "score": 1.0, "update": 2.0},
       },
     },
+    "products": {
+      "about": "64 responses of 127 tokens",
+      "rows": [["model", 0.666, 268.7], ["peak", 0.36, 497.2]],
+    },
     "growth_batch": {
       "rates": rates,
       "points": [point(64, 1.0), point(256, 4.0)],
@@ -62,6 +66,7 @@ def test_the_page_has_what_was_measured():
   assert "2 cores of it" in page
   assert "| other 1.0 | 7.00 (2.00x) | 4.00 (4.00x) |" in page
   assert "| rlvr: share of the limit | 50% | 50% | 50% | 50% |" in page
+  assert "| model | 0.67 | 269 |\n| peak | 0.36 | 497 |" in page
   assert "| exponent | 1.00 | 1.00 | 1.00 |" in page
   assert "| 32 | 3.00 | 0.025% |" in page  # of 3 x 4 seconds
   assert "| 1 x 2 x 1 | 1.0 | 2.0 | 4.0 | all-gather 3.0" in page
