@@ -2,6 +2,7 @@
 
   python scripts/make_scaling_page.py                 # all: hours on few cores
   python scripts/make_scaling_page.py --only qwen2_5_7b_v5e_4x8 --no-search
+  python scripts/make_scaling_page.py --known         # what is missing
   python scripts/make_scaling_page.py --page          # from the figures there are
 
 Figures are added to those in docs/scaling.json as they come, so that a run that
@@ -14,6 +15,7 @@ import json
 import os
 import pathlib
 import sys
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -23,9 +25,14 @@ import jax  # noqa: E402
 
 from rlvr import models  # noqa: E402
 from rlvr.infra import scaling  # noqa: E402
+from rlvr.infra.program_memory import Memory  # noqa: E402
+from rlvr.infra.programs import size_text  # noqa: E402
 from rlvr.infra.scaling_page import scaling_page  # noqa: E402
 
 PROGRAMS = ("sample", "update")
+# A batch that is expected to take this many times the memory isn't compiled:
+# what can't fit takes the compiler the longest.
+BEYOND = 1.25
 
 
 def settings_of(one: scaling.Shipped) -> dict:
@@ -67,17 +74,40 @@ def save(file: pathlib.Path, name: str, settings: dict, found: dict) -> None:
     f.write(json.dumps(every, indent=1, sort_keys=True) + "\n")
 
 
-def search(one: scaling.Shipped, program: str, settings: dict) -> dict:
+def known(file: pathlib.Path, name: str, settings: dict, program: str) -> dict:
+  """Returns the figures that the file has of a program; {} if none or stale."""
+  if not file.exists():
+    return {}
+  before = json.loads(file.read_text(encoding="utf-8") or "{}").get(name, {})
+  if any(before.get(k) != v for k, v in settings.items()):
+    return {}
+  return before["programs"].get(program, {})
+
+
+def search(
+  one: scaling.Shipped, program: str, settings: dict, figures: dict
+) -> dict[str, Any]:
   """Returns the largest batch that fits, by doubling the prompts."""
   first = settings["num_prompts"]
+  taken = dict(figures["memory"])
+  totals = {first: taken.pop("total")}  # of the others
 
   def fits(num_prompts: int) -> bool:
+    expected = scaling.expected_bytes(totals, num_prompts)
+    if expected > BEYOND * one.chip.usable_bytes:
+      said = f"{size_text(int(expected))} expected, not compiled"
+      print(f"{one.name} {program} {num_prompts} prompts: {said}", flush=True)
+      return False
     jax.clear_caches()
     report = scaling.report_of(one, program, [f"NUM_PROMPTS={num_prompts}"])
-    print(f"{one.name} {program} {num_prompts} prompts: {report.fits}")
+    if report.fits:
+      totals[num_prompts] = report.memory.total
+    said = report.problem or size_text(report.memory.total)
+    print(f"{one.name} {program} {num_prompts} prompts: {said}", flush=True)
     return report.fits
 
-  size, open_end = scaling.largest(fits, first)
+  guess = scaling.doublings_left(Memory(**taken), program, one.chip)
+  size, open_end = scaling.largest(fits, first, guess=guess)
   whole = settings["group_size"] * size
   if program == "update":
     whole = settings["micro_batch"] * size // first
@@ -95,6 +125,11 @@ def main() -> int:
   parser.add_argument(
     "--no-search", action="store_true", help="don't look for larger batches"
   )
+  parser.add_argument(
+    "--known",
+    action="store_true",
+    help="keep the figures that there are, and go on with what is missing",
+  )
   parser.add_argument("--page", action="store_true", help="compile nothing")
   parser.add_argument(
     "--figures", type=pathlib.Path, default=docs / "scaling.json"
@@ -108,15 +143,18 @@ def main() -> int:
   for one in chosen:
     settings = settings_of(one)
     for program in args.programs.split(","):
-      jax.clear_caches()
-      report = scaling.report_of(one, program)
-      print(f"{one.name} {program}: {report.problem or 'fits'}")
-      found = scaling.figures(report, one.chip)
-      save(args.figures, one.name, settings, {program: found})
-      if not report.fits:
+      found = {}
+      if args.known:
+        found = known(args.figures, one.name, settings, program)
+      if not found:
+        jax.clear_caches()
+        found = scaling.figures(scaling.report_of(one, program), one.chip)
+        save(args.figures, one.name, settings, {program: found})
+      print(f"{one.name} {program}: {found['problem'] or 'fits'}", flush=True)
+      if not found["fits"]:
         code = 1
-      elif not args.no_search:
-        more = search(one, program, settings)
+      elif not args.no_search and "largest" not in found:
+        more = search(one, program, settings, found)
         save(args.figures, one.name, settings, {program: more})
   figures = json.loads(args.figures.read_text(encoding="utf-8"))
   args.out.write_text(scaling_page(figures), encoding="utf-8")

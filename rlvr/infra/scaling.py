@@ -5,14 +5,16 @@ gin/scale/qwen2_5_7b_v5e_4x8.gin is gin/models/qwen2_5_7b.gin on v5e:4x8.
 """
 
 import dataclasses
+import math
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rlvr import meshes
 from rlvr.infra.abstract import Job, job_from_gin
 from rlvr.infra.chips import Chip, chip_of, topology_devices
+from rlvr.infra.program_memory import Memory
 from rlvr.infra.programs import Report, compile_program
 from rlvr.main import load_config
 
@@ -100,21 +102,63 @@ def report_of(
 
 
 def largest(
-  fits: Callable[[int], bool], first: int, *, doublings: int = 6
+  fits: Callable[[int], bool], first: int, *, doublings: int = 6, guess: int = 1
 ) -> tuple[int, bool]:
   """Returns the largest of first · 2ⁿ that fits, and whether a larger may.
 
+  Asks for two sizes where the guess is right, else goes on by one doubling at
+  a time from there.
+
   Args:
-    fits: whether a size does.
+    fits: whether a size does; none larger than one that doesn't.
     first: known to fit.
     doublings: n at the most.
+    guess: n to begin with, from `doublings_left` say.
   """
-  size = first
-  for _ in range(doublings):
-    if not fits(2 * size):
-      return size, False
-    size *= 2
-  return size, True
+  good, bad = 0, doublings + 1
+  n = min(max(guess, 1), doublings)
+  while bad - good > 1:
+    if fits(first << n):
+      good, n = n, n + 1
+    else:
+      bad, n = n, n - 1
+  return first << good, good == doublings
+
+
+def doublings_left(memory: Memory, program: str, chip: Chip) -> int:
+  """Returns how often the batch can probably be doubled; 0 or more.
+
+  From one compilation: parameters, their gradients, what stays and the code
+  are taken as they are, the rest of the memory as the batch's.
+
+  Args:
+    memory: of a program that fits.
+    program: which one.
+    chip: its memory.
+  """
+  fixed = memory.arguments + memory.resident + memory.code
+  if program == "update":  # arguments: parameters and two moments
+    fixed += memory.arguments // 3
+  batch = max(memory.total - fixed, 1)
+  return int(math.log2(max((chip.usable_bytes - fixed) / batch, 1)))
+
+
+def expected_bytes(totals: Mapping[int, int], size: int) -> float:
+  """Returns what a size takes, on the line through the two nearest below it.
+
+  Memory grows by less than that: buffers are reused, and near the limit the
+  compiler saves. With one size known it's that one's.
+
+  Args:
+    totals: bytes by size, of what was compiled and fits.
+    size: larger than one of them.
+  """
+  below = sorted(known for known in totals if known < size)[-2:]
+  first, last = below[0], below[-1]
+  if first == last:
+    return totals[last]
+  slope = (totals[last] - totals[first]) / (last - first)
+  return totals[last] + slope * (size - last)
 
 
 def piece_size(job: Job) -> int:

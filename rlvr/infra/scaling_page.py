@@ -16,7 +16,8 @@ pass; prompts of {prompt} tokens, {group} responses each of {response}.
 - **batch, micro-batch**: responses that the configuration samples at once, and
   that one gradient is computed from at once.
 - **most**: the largest of them, by doubling, that still fits; `>=` where the
-  search ended before it didn't. A batch may have any number of micro-batches.
+  search ended before it didn't. The next size was compiled and didn't fit, or
+  isn't by far expected to. A batch may have any number of micro-batches.
 - **model FLOPs**: share of the chips' peak that the model's own FLOPs come to,
   by the compiler's estimate of the cycles and the links' published speed, with
   no collective behind computation. An estimate, to compare settings by.

@@ -5,6 +5,7 @@ skip. Each runs in a process of its own, as the compiler must be told about the
 machine before JAX starts.
 """
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -15,6 +16,7 @@ import pytest
 
 from rlvr.infra import scaling
 from rlvr.infra.chips import CHIPS
+from rlvr.infra.program_memory import Memory
 from rlvr.infra.scaling_page import scaling_page
 from tests import runs
 
@@ -129,18 +131,41 @@ def test_settings_stand_in_the_job():
   assert scaling.piece_size(job) == 64
 
 
+@pytest.mark.parametrize("guess", [0, 1, 2, 5, 9])
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 8, 9, 1000])
-def test_the_search_ends_at_the_last_power_that_fits(limit):
+def test_the_search_ends_at_the_last_power_that_fits(limit, guess):
   asked = []
 
   def fits(size):
     asked.append(size)
     return size <= limit
 
-  size, more = scaling.largest(fits, 1, doublings=5)
+  size, more = scaling.largest(fits, 1, doublings=5, guess=guess)
   expected = max(n for n in (1, 2, 4, 8, 16, 32) if n <= limit)
   assert (size, more) == (expected, limit >= 32)
-  assert len(asked) <= 5
+  assert len(asked) == len(set(asked)) <= 5
+  if 2**guess == expected and 1 < expected < 32:
+    assert sorted(asked) == [expected, 2 * expected]
+
+
+def test_a_guess_from_one_compilation():
+  given = {"arguments": 3 << 30, "output": 0, "aliased": 0, "code": 0}
+  memory = Memory(**given, temporaries=2 << 30, resident=1 << 30)
+  chip = dataclasses.replace(CHIPS["v5e"], usable_bytes=13 << 30)
+  # 4 GiB stay and 2 are the batch's, of which 9 could be: two doublings.
+  assert scaling.doublings_left(memory, "sample", chip) == 2
+  # Of an update's one is the gradients': 1 of 8, three doublings.
+  assert scaling.doublings_left(memory, "update", chip) == 3
+  full = dataclasses.replace(chip, usable_bytes=6 << 30)
+  assert scaling.doublings_left(memory, "sample", full) == 0
+
+
+def test_what_a_larger_batch_is_expected_to_take():
+  totals = {64: 10.0, 128: 14.0, 256: 20.0}
+  assert scaling.expected_bytes({64: 10.0}, 128) == 10.0
+  assert scaling.expected_bytes(totals, 512) == pytest.approx(32.0)
+  # Only from those below: what is searched downwards from a guess too high.
+  assert scaling.expected_bytes(totals, 256) == pytest.approx(22.0)
 
 
 def figures(**changes):
