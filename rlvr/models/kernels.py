@@ -6,7 +6,7 @@
 
 | `ModelConfig.attention` | what runs |
 |---|---|
-| "plain" | `rlvr.models.attention`: einsums, fused by XLA |
+| "plain" | `rlvr.models.attention`: einsums, fused by XLA, in causal blocks |
 | "xla" | `jax.nn.dot_product_attention(implementation="xla")` |
 | "cudnn" | the same with "cudnn": NVIDIA GPUs, bfloat16, no soft-cap |
 | "splash" | `rlvr.models.splash`: TPU |
@@ -56,8 +56,39 @@ def score_settings(config: ModelConfig) -> dict[str, float | None]:
   return {"scale": config.query_scale, "softcap": config.attention_softcap}
 
 
+_QUERIES = 256  # of a block, at the least
+_BLOCKS = 8  # at the most: each is operations of its own to compile
+
+
+def causal_blocks(length: int) -> list[slice]:
+  """Returns the queries in blocks, each of which sees no key behind its end.
+
+  So half of the scores are never computed, and a block's are all that is in
+  memory. One block where the sequence is short.
+
+  Args:
+    length: of the sequence.
+  """
+  size = max(_QUERIES, -(-length // _BLOCKS))
+  ends = range(size, length + size, size)
+  return [slice(end - size, min(end, length)) for end in ends]
+
+
 def _plain_sequences(config, q, k, v, masks, mask, is_local: IsLocal) -> Array:
-  return attend(q, k, v, of_layer(masks, is_local), **score_settings(config))
+  mask_BxTxS = of_layer(masks, is_local)
+  return jnp.concatenate(
+    [
+      attend(
+        q[:, rows],
+        k[:, : rows.stop],
+        v[:, : rows.stop],
+        mask_BxTxS[:, rows, : rows.stop],
+        **score_settings(config),
+      )
+      for rows in causal_blocks(q.shape[1])
+    ],
+    axis=1,
+  )
 
 
 def _plain_responses(
@@ -72,15 +103,23 @@ def _plain_responses(
   masks,
   is_local: IsLocal,
 ) -> Array:
-  return attend_shared(
-    q,
-    prompt_k,
-    prompt_v,
-    of_layer(prompt_masks, is_local),
-    k,
-    v,
-    of_layer(masks, is_local),
-    **score_settings(config),
+  own, shared = of_layer(masks, is_local), of_layer(prompt_masks, is_local)
+  moves = shared.ndim == 3 and shared.shape[1] > 1  # with the query
+  return jnp.concatenate(
+    [
+      attend_shared(
+        q[:, rows],
+        prompt_k,
+        prompt_v,
+        shared[:, rows] if moves else shared,
+        k[:, : rows.stop],
+        v[:, : rows.stop],
+        own[:, rows, : rows.stop],
+        **score_settings(config),
+      )
+      for rows in causal_blocks(q.shape[1])
+    ],
+    axis=1,
   )
 
 

@@ -144,6 +144,29 @@ def test_values_and_gradients_are_the_plain_ones(attention, case):
   same(run(attention, case), run("plain", case))
 
 
+@pytest.mark.parametrize("case", ["causal", "both_kinds", "all_blocks"])
+def test_plain_attention_in_blocks_is_that_of_whole_sequences(
+  case, monkeypatch
+):
+  size = 2 if CASES[case][1] == SHORT else 64
+  with monkeypatch.context() as patch:
+    patch.setattr(kernels, "_BLOCKS", 1)
+    whole = run.__wrapped__("plain", case)
+  monkeypatch.setattr(kernels, "_QUERIES", size)
+  assert len(kernels.causal_blocks(CASES[case][1][1])) > 3
+  same(run.__wrapped__("plain", case), whole)
+  wrong = "padding" if case == "causal" else "window"
+  must_fail(same, run.__wrapped__("plain", case, wrong=wrong), whole)
+
+
+def test_blocks_cover_a_sequence_once():
+  for length in (1, 255, 256, 257, 1000, 2048, 2049, 5000):
+    rows = [i for b in kernels.causal_blocks(length) for i in range(length)[b]]
+    assert rows == list(range(length))
+    assert len(kernels.causal_blocks(length)) <= 8
+  assert kernels.causal_blocks(256) == [slice(0, 256)]
+
+
 def test_a_gathered_prompt_is_the_shared_one():
   same(
     run("splash_interpret", "causal", group=True)[0][0],
