@@ -11,10 +11,12 @@ is broken off, or several at a time, lose nothing. Needs libtpu.
 
 import argparse
 import fcntl
+import functools
 import json
 import os
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -85,10 +87,25 @@ def known(file: pathlib.Path, name: str, settings: dict, program: str) -> dict:
 
 
 def search(
-  one: scaling.Shipped, program: str, settings: dict, figures: dict
-) -> dict[str, Any]:
-  """Returns the largest batch that fits, by doubling the prompts."""
+  one: scaling.Shipped,
+  program: str,
+  settings: dict,
+  figures: dict,
+  keep: Callable[[dict[str, Any]], None],
+) -> None:
+  """Looks for the largest batch that fits, by doubling the prompts.
+
+  What is known so far is kept after each compilation, as a lower bound.
+  """
   first = settings["num_prompts"]
+
+  def found(num_prompts: int, open_end: bool) -> None:
+    whole = settings["group_size"] * num_prompts
+    if program == "update":
+      whole = settings["micro_batch"] * num_prompts // first
+    keep({program: {"largest": whole, "larger_may_fit": open_end}})
+
+  found(first, True)
   taken = dict(figures["memory"])
   totals = {first: taken.pop("total")}  # of the others
 
@@ -102,16 +119,13 @@ def search(
     report = scaling.report_of(one, program, [f"NUM_PROMPTS={num_prompts}"])
     if report.fits:
       totals[num_prompts] = report.memory.total
+      found(max(totals), True)
     said = report.problem or size_text(report.memory.total)
     print(f"{one.name} {program} {num_prompts} prompts: {said}", flush=True)
     return report.fits
 
   guess = scaling.doublings_left(Memory(**taken), program, one.chip)
-  size, open_end = scaling.largest(fits, first, guess=guess)
-  whole = settings["group_size"] * size
-  if program == "update":
-    whole = settings["micro_batch"] * size // first
-  return {"largest": whole, "larger_may_fit": open_end}
+  found(*scaling.largest(fits, first, guess=guess))
 
 
 def main() -> int:
@@ -153,9 +167,9 @@ def main() -> int:
       print(f"{one.name} {program}: {found['problem'] or 'fits'}", flush=True)
       if not found["fits"]:
         code = 1
-      elif not args.no_search and "largest" not in found:
-        more = search(one, program, settings, found)
-        save(args.figures, one.name, settings, {program: more})
+      elif not args.no_search and found.get("larger_may_fit", True):
+        keep = functools.partial(save, args.figures, one.name, settings)
+        search(one, program, settings, found, keep)
   figures = json.loads(args.figures.read_text(encoding="utf-8"))
   args.out.write_text(scaling_page(figures), encoding="utf-8")
   print(f"wrote {args.out}")

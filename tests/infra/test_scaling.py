@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +20,7 @@ from rlvr.infra.chips import CHIPS
 from rlvr.infra.program_memory import Memory
 from rlvr.infra.scaling_page import scaling_page
 from tests import runs
+from tests.scripts.test_benchmarks import script as script_module
 
 NAMES = [one.name for one in scaling.shipped()]
 DOCS = runs.ROOT / "docs"
@@ -146,6 +148,49 @@ def test_the_search_ends_at_the_last_power_that_fits(limit, guess):
   assert len(asked) == len(set(asked)) <= 5
   if 2**guess == expected and 1 < expected < 32:
     assert sorted(asked) == [expected, 2 * expected]
+
+
+def test_a_search_that_is_broken_off_keeps_what_it_knows(monkeypatch):
+  """64 prompts take 8 GiB, each 64 more 4: 192 fit in 16, so 128 of 2^n."""
+  script = script_module("make_scaling_page")
+  one = scaling.shipped_of("qwen2_5_0_5b_v5e_2x2")
+  settings = {"num_prompts": 64, "micro_batch": 32, "group_size": 8}
+  given = {"arguments": 0, "output": 0, "aliased": 0, "code": 0}
+  first = Memory(**given, temporaries=8 << 30, resident=0)
+  asked, kept = [], []
+
+  def report_of(one, program, bindings):
+    asked.append(int(bindings[0].partition("=")[2]))
+    size = (4 << 30) + (asked[-1] << 26)
+    if broken and len(asked) == 2:
+      raise KeyboardInterrupt
+    return SimpleNamespace(
+      fits=size <= one.chip.usable_bytes,
+      problem="" if size <= one.chip.usable_bytes else "too much",
+      memory=dataclasses.replace(first, temporaries=size),
+    )
+
+  monkeypatch.setattr(script.scaling, "report_of", report_of)
+  memory = dataclasses.asdict(first) | {"total": first.total}
+  arguments = (one, "update", settings, {"memory": memory}, kept.append)
+  broken = True
+  monkeypatch.setattr(script, "BEYOND", 9.0)
+  with pytest.raises(KeyboardInterrupt):
+    script.search(*arguments)
+  bounds = [found["update"] for found in kept]
+  assert [b["largest"] for b in bounds] == [32, 64]
+  assert all(b["larger_may_fit"] for b in bounds)
+  broken = False
+  asked.clear()
+  script.search(*arguments)
+  assert asked == [128, 256]
+  assert kept[-1] == {"update": {"largest": 64, "larger_may_fit": False}}
+  # What is far beyond the memory isn't compiled: 20 GiB of 15.75.
+  asked.clear()
+  monkeypatch.setattr(script, "BEYOND", 1.25)
+  script.search(*arguments)
+  assert asked == [128]
+  assert kept[-1] == {"update": {"largest": 64, "larger_may_fit": False}}
 
 
 def test_a_guess_from_one_compilation():
