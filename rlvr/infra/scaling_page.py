@@ -15,16 +15,17 @@ pass; prompts of {prompt} tokens, {group} responses each of {response}.
   the run keeps there; of what the compiler lets a program use.
 - **batch, micro-batch**: responses that the configuration samples at once, and
   that one gradient is computed from at once.
-- **most**: the largest of them, by doubling, that still fits; `>=` where the
-  search ended before it didn't. The next size was compiled and didn't fit, or
-  isn't by far expected to. A batch may have any number of micro-batches.
+- **most**: the largest of them, by doubling, that still fits. The next size was
+  compiled and didn't fit, or isn't by far expected to. A batch may have any
+  number of micro-batches.
 - **model FLOPs**: share of the chips' peak that the model's own FLOPs come to,
   by the compiler's estimate of the cycles and the links' published speed, with
   no collective behind computation. An estimate, to compare settings by.
 
 {table}
-A dash: not compiled yet. Compile one with
-`python scripts/make_scaling_page.py --only NAME`.
+A dash: not compiled yet; `>=`: known to fit, and the search isn't ended.
+`python scripts/make_scaling_page.py --known` goes on with both, `--only NAME`
+compiles one file again.
 """
 
 _COLUMNS = (
