@@ -18,20 +18,13 @@ import sys
 import time
 from typing import Any
 
+import bench_step
 import jax
 import jax.numpy as jnp
 
 from rlvr.infra.performance_page import add_figures
 
-SHAPE = {
-  "vocab_size": 4096,
-  "embed_dim": 384,
-  "num_layers": 6,
-  "num_heads": 6,
-  "num_kv_heads": 2,
-  "head_dim": 64,
-  "mlp_dim": 1024,
-}
+SHAPE = bench_step.SHAPE
 
 
 def products(shape: dict[str, int]) -> list[tuple[int, int]]:

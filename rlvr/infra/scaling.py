@@ -146,8 +146,8 @@ def doublings_left(memory: Memory, program: str, chip: Chip) -> int:
 def expected_bytes(totals: Mapping[int, int], size: int) -> float:
   """Returns what a size takes, on the line through the two nearest below it.
 
-  Memory grows by less than that: buffers are reused, and near the limit the
-  compiler saves. With one size known it's that one's.
+  An estimate, which was from a tenth too low to a fifth too high: what it rules
+  out must be well beyond the memory. With one size known it's that one's.
 
   Args:
     totals: bytes by size, of what was compiled and fits.
