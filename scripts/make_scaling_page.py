@@ -95,21 +95,27 @@ def search(
 ) -> None:
   """Looks for the largest batch that fits, by doubling the prompts.
 
-  What is known so far is kept after each compilation, as a lower bound.
+  What is known so far is kept after each compilation, as a lower bound, and
+  a size that an earlier search found to fit isn't compiled again.
   """
   first = settings["num_prompts"]
+  taken = dict(figures["memory"])
+  totals = {int(n): total for n, total in figures.get("sizes", {}).items()}
+  totals[first] = taken.pop("total")  # of the others
 
   def found(num_prompts: int, open_end: bool) -> None:
     whole = settings["group_size"] * num_prompts
     if program == "update":
       whole = settings["micro_batch"] * num_prompts // first
-    keep({program: {"largest": whole, "larger_may_fit": open_end}})
+    sizes = {str(n): total for n, total in totals.items()}
+    bound = {"largest": whole, "larger_may_fit": open_end, "sizes": sizes}
+    keep({program: bound})
 
-  found(first, True)
-  taken = dict(figures["memory"])
-  totals = {first: taken.pop("total")}  # of the others
+  found(max(totals), True)
 
   def fits(num_prompts: int) -> bool:
+    if num_prompts <= max(totals):
+      return True
     expected = scaling.expected_bytes(totals, num_prompts)
     if expected > BEYOND * one.chip.usable_bytes:
       said = f"{size_text(int(expected))} expected, not compiled"

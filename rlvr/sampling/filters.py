@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from rlvr.types import Array
 
 
-def filtered_logprobs(
+def filtered_logits(
   logits: Array,
   *,
   temperature: float,
@@ -16,10 +16,10 @@ def filtered_logprobs(
   top_p: float,
   min_p: float,
 ) -> Array:
-  """Returns the log-probs of the distribution that is sampled from.
+  """Returns the logits of the distribution that is sampled from.
 
-  Applied in this order: temperature, top-k, top-p, min-p; then renormalised.
-  Tokens that are cut have log-prob -inf. The likeliest token always stays, and
+  Applied in this order: temperature, top-k, top-p, min-p. Tokens that are cut
+  have logit -inf. The likeliest token always stays, and
   tokens that are equally likely stay or go together: with ties at the border
   top-k and top-p keep more than they say.
 
@@ -52,7 +52,7 @@ def filtered_logprobs(
   if min_p > 0.0:
     threshold = z.max(axis=-1, keepdims=True) + jnp.log(min_p)
     z = jnp.where(z < threshold, -jnp.inf, z)
-  return jax.nn.log_softmax(z, axis=-1)
+  return z
 
 
 def likeliest(logits: Array) -> Array:
@@ -67,37 +67,64 @@ def likeliest(logits: Array) -> Array:
   return places.min(axis=-1)
 
 
-def draw(logprobs: Array, uniform: Array) -> Array:
-  """Returns the token at which the cumulative probability passes `uniform`.
+def draw(logits: Array, uniform: Array) -> tuple[Array, Array]:
+  """Returns the token where the cumulative probability passes `uniform`.
 
   One random number for each response and token, instead of one for each
   entry of the vocabulary. The sums are made in two levels, over blocks of
-  about the root of V and within the block that was hit. A token of probability
-  0 is never returned: its log-prob would be -inf and the ratio of the update
-  infinite.
+  about the root of V and within the block that was hit, so that of the logits
+  only sums are made: probabilities or log-probs of the whole vocabulary are
+  never written to memory. A token of probability 0 is never returned: its
+  log-prob would be -inf and the ratio of the update infinite.
 
   Args:
-    logprobs: float32 [B, V], normalised; -inf where a token is cut.
+    logits: float32 [B, V], not normalised; -inf where a token is cut.
     uniform: float32 [B], in [0, 1).
 
   Returns:
-    int32 [B].
+    int32 [B], and the log-prob of each, float32 [B].
   """
-  B, V = logprobs.shape
-  width = math.isqrt(V - 1) + 1
+  B, V = logits.shape
+  width = block_width(V)
   count = -(-V // width)
-  p = jnp.pad(jnp.exp(logprobs), ((0, 0), (0, count * width - V)))
-  p = p.reshape(B, count, width)
-  sums = p.sum(axis=-1)
+  if count * width > V:
+    fill = ((0, 0), (0, count * width - V))
+    logits = jnp.pad(logits, fill, constant_values=-jnp.inf)
+  most = logits.max(axis=-1, keepdims=True)
+  blocks = logits.reshape(B, count, width)
+  sums = jnp.exp(blocks - most[..., None]).sum(axis=-1)
   cumulative = jnp.cumsum(sums, axis=-1)
   # Against its own last entry, so that rounding can't leave u above the sum.
-  target = uniform[:, None] * cumulative[:, -1:]
+  total = cumulative[:, -1]
+  target = (uniform * total)[:, None]
   block = _first_passed(cumulative, target, sums)
-  at = block[:, None]
-  before = jnp.take_along_axis(cumulative - sums, at, axis=-1)
-  row = jnp.take_along_axis(p, at[..., None], axis=1)[:, 0]
-  place = _first_passed(jnp.cumsum(row, axis=-1), target - before, row)
-  return block * width + place
+  before = _entry(cumulative - sums, block)[:, None]
+  # Not a gather from `blocks`: XLA for TPU would copy all of it for that.
+  row = jax.vmap(lambda z, i: jax.lax.dynamic_slice_in_dim(z, i, width))(
+    logits, block * width
+  )
+  p = jnp.exp(row - most)
+  place = _first_passed(jnp.cumsum(p, axis=-1), target - before, p)
+  logprob = _entry(row, place) - most[:, 0] - jnp.log(total)
+  return block * width + place, logprob
+
+
+def block_width(vocab_size: int) -> int:
+  """Returns the entries of a block of `draw`: about the root of V.
+
+  A divisor of V that is a multiple of 128 where V, as that of published models,
+  is one: XLA for TPU then needs no copy to cut the vocabulary into blocks.
+  """
+  if vocab_size % 128:
+    return math.isqrt(vocab_size - 1) + 1
+  most = vocab_size // 128
+  widths = [128 * n for n in range(1, most + 1) if most % n == 0]
+  return min(widths, key=lambda n: abs(math.log(n * n / vocab_size)))
+
+
+def _entry(x: Array, at: Array) -> Array:
+  """Returns x[i, at[i]] of [B, N] for each i."""
+  return jnp.take_along_axis(x, at[:, None], axis=-1)[:, 0]
 
 
 def _first_passed(cumulative: Array, target: Array, p: Array) -> Array:

@@ -30,7 +30,7 @@ from rlvr.models.precision import (
   sampling_axes,
   sampling_params,
 )
-from rlvr.sampling.filters import draw, filtered_logprobs, likeliest
+from rlvr.sampling.filters import draw, filtered_logits, likeliest
 from rlvr.sampling.slots import decode_all, decode_queued, first_tokens
 from rlvr.segments import step_indices
 from rlvr.types import Array, Params, Prompts, Rollout
@@ -194,15 +194,14 @@ def _draw(
     z = constrain(constrain(z, "batch", "act_vocab"), "batch")
     if sampling.temperature == 0:
       return likeliest(z), jnp.zeros(z.shape[:1])
-    logprobs = filtered_logprobs(
+    z = filtered_logits(
       z,
       temperature=sampling.temperature,
       top_k=sampling.top_k,
       top_p=sampling.top_p,
       min_p=sampling.min_p,
     )
-    token = draw(logprobs, u)
-    return token, jnp.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0]
+    return draw(z, u)
 
   ids = {"end_id": sampling.end_id, "pad_id": sampling.pad_id}
   z = logits(params, config, last_hidden)[group]

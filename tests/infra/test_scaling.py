@@ -182,15 +182,18 @@ def test_a_search_that_is_broken_off_keeps_what_it_knows(monkeypatch):
   assert all(b["larger_may_fit"] for b in bounds)
   broken = False
   asked.clear()
-  script.search(*arguments)
-  assert asked == [128, 256]
-  assert kept[-1] == {"update": {"largest": 64, "larger_may_fit": False}}
+  known = dict(arguments[3], sizes=bounds[-1]["sizes"])
+  script.search(*arguments[:3], known, kept.append)
+  assert asked == [256]  # 128 isn't compiled again
+  sizes = {"64": 8 << 30, "128": 12 << 30}
+  result = {"largest": 64, "larger_may_fit": False, "sizes": sizes}
+  assert kept[-1] == {"update": result}
   # What is far beyond the memory isn't compiled: 20 GiB of 15.75.
   asked.clear()
   monkeypatch.setattr(script, "BEYOND", 1.25)
   script.search(*arguments)
   assert asked == [128]
-  assert kept[-1] == {"update": {"largest": 64, "larger_may_fit": False}}
+  assert kept[-1] == {"update": result}
 
 
 def test_a_guess_from_one_compilation():

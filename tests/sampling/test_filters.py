@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlvr.sampling.filters import draw, filtered_logprobs
+from rlvr.sampling.filters import block_width, draw, filtered_logits
 from tests.compare import must_fail
 
 close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
@@ -18,16 +18,20 @@ LOGITS = np.log(P).astype(np.float32)[None] + 2.5
 jit_draw = jax.jit(draw)
 
 
+def jit_tokens(logits, uniform):
+  return jit_draw(logits, uniform)[0]
+
+
 def probabilities(
   logits=LOGITS, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0
 ):
   @jax.jit
   def run(logits):
-    return filtered_logprobs(
+    return filtered_logits(
       logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
     )
 
-  return np.exp(run(logits))
+  return np.asarray(jax.nn.softmax(run(logits), axis=-1))
 
 
 def in_numpy(logits, temperature, top_k, top_p, min_p):
@@ -101,7 +105,7 @@ def test_draws_have_the_frequencies():
   with np.errstate(divide="ignore"):
     logprobs = np.tile(np.log(p), (20_000, 1))
   uniform = np.asarray(jax.random.uniform(jax.random.key(0), (20_000,)))
-  counts = np.bincount(np.asarray(jit_draw(logprobs, uniform)), minlength=7)
+  counts = np.bincount(np.asarray(jit_tokens(logprobs, uniform)), minlength=7)
   assert counts[p == 0].sum() == 0
   keep = p > 0
   # 3 degrees of freedom: above 16.3 once in a thousand keys.
@@ -117,7 +121,7 @@ def test_draw_by_hand():
   most = np.nextafter(np.float32(1), np.float32(0))
   u = np.array([0.0, 0.24, 0.25, 0.74, 0.75, most, 1.0], np.float32)
   with np.errstate(divide="ignore"):
-    tokens = jit_draw(np.tile(np.log(p), (7, 1)), u)
+    tokens = jit_tokens(np.tile(np.log(p), (7, 1)), u)
   assert tokens.dtype == np.int32
   assert tokens.tolist() == [0, 0, 2, 2, 3, 3, 3]
 
@@ -147,6 +151,41 @@ def test_a_token_of_probability_0_is_never_drawn():
     def least(draw, p=p, logprobs=logprobs, u=u):
       return p[np.asarray(draw(logprobs, u))].min()
 
-    assert least(jit_draw) > 0
+    assert least(jit_tokens) > 0
     drawn.append(least(jax.jit(by_counting)))
   assert min(drawn) == 0, "no sum falls any more: the test sees nothing"
+
+
+@pytest.mark.parametrize("vocab_size", [7, 500, 512, 128 * 37])
+@pytest.mark.parametrize("top_k", [0, 5])
+def test_draw_is_numpys_search(vocab_size, top_k):
+  """Of logits that aren't normalised, whole blocks of them cut."""
+  rng = np.random.default_rng(vocab_size)
+  raw = (3 * rng.normal(size=(300, vocab_size)) + 40).astype(np.float32)
+  logits = filtered_logits(
+    raw, temperature=0.7, top_k=top_k, top_p=1.0, min_p=0.0
+  )
+  z = np.asarray(logits, np.float64)
+  p = np.exp(z - z.max(-1, keepdims=True))
+  p /= p.sum(-1, keepdims=True)
+  sums = p.cumsum(-1)
+  u = rng.random(300).astype(np.float32)
+  tokens, logprobs = map(np.asarray, jit_draw(logits, u))
+  rows = np.arange(300)
+  # No u is so near to a sum that float32 could put it on the other side.
+  gap = np.abs(sums - u[:, None]).min(-1)
+  clear = gap > 1e-6
+  assert clear.mean() > 0.95
+  expected = (sums <= u[:, None]).sum(-1)
+  assert (tokens == expected)[clear].all()
+  assert not (np.roll(tokens, 1) == expected)[clear].all()
+  close(logprobs, np.log(p[rows, tokens]), rtol=1e-5, atol=1e-5)
+  must_fail(close, logprobs, z[rows, tokens], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("vocab_size", "width"),
+  [(2, 2), (500, 23), (512, 128), (49_152, 256), (151_936, 128), (262_144, 512)],
+)
+def test_blocks_are_about_the_root(vocab_size, width):
+  assert block_width(vocab_size) == width
