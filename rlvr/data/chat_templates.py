@@ -31,7 +31,7 @@ def chat_prompt(
     Text that holds `{question}` once and ends where the answer begins.
 
   Raises:
-    FileNotFoundError: no such file or folder.
+    FileNotFoundError: no such file or folder, or a folder without a model.
     ValueError: no template, one that can't be rendered, or one that changes the
       question.
   """
@@ -43,6 +43,7 @@ def chat_prompt(
   if not template:
     if default is not None:
       return default
+    _check_complete(path)
     raise ValueError(
       f"{path} has no chat template (a base model?): write the prompt by hand"
       " (train.train.prompt_template, gin/tasks/chat_*.gin)"
@@ -111,6 +112,21 @@ def _fields(path: str) -> dict[str, Any]:
   if template.exists():
     fields["chat_template"] = template.read_text()
   return fields
+
+
+def _check_complete(path: str) -> None:
+  """Raises FileNotFoundError for a folder that holds no tokenizer at all."""
+  folder = epath.Path(path)
+  names = ("tokenizer.json", "tokenizer_config.json")
+  if not folder.is_dir() or any((folder / name).exists() for name in names):
+    return
+  missing = [
+    name for name in ("config.json", *names) if not (folder / name).exists()
+  ]
+  raise FileNotFoundError(
+    f"{path} has no {', no '.join(missing)}: give a Hugging Face folder with"
+    " all of a model's files"
+  )
 
 
 def _text(token: Any) -> str:

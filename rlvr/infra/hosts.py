@@ -83,6 +83,8 @@ class HostSettings:
           f"--coordinator={self.coordinator!r}: give ADDRESS:PORT of process 0"
         )
     index, count = self.process_id, self.num_processes
+    if count is not None and count < 1:
+      raise ValueError(f"--num_processes={count}: give at least 1")
     if index is not None and count is not None and not 0 <= index < count:
       raise ValueError(
         f"--process_id={index}: give 0 to {count - 1} for --num_processes="

@@ -67,7 +67,8 @@ def load_gguf(
   Raises:
     FileNotFoundError: no such file.
     ImportError: the package `gguf` is missing.
-    ValueError: another architecture, or tensors that don't fit the metadata.
+    ValueError: another architecture, or tensors that don't fit the metadata or
+      aren't finite.
   """
   gguf = GGUFFile(file)
   config = config_from_huggingface(huggingface_fields(gguf))

@@ -35,6 +35,7 @@ from rlvr.models.tokenizer_files import token_ids_of, write_tokenizer_files
 from rlvr.types import Params
 
 _SHOWN = 5  # names that an error lists
+_CHUNK = 1 << 20  # numbers that are looked at together
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -98,7 +99,7 @@ def load_huggingface(
   Raises:
     FileNotFoundError: a file that isn't there, by name.
     ValueError: an architecture that isn't supported; tensors that are missing,
-      unexpected or of another shape.
+      unexpected, of another shape or not finite.
   """
   config = config_from_huggingface(read_config(folder))
   with SafetensorsFolder(folder) as tensors:
@@ -126,7 +127,8 @@ def assemble(
     dtype: of the parameters made.
 
   Raises:
-    ValueError: tensors that are missing, unexpected or of another shape.
+    ValueError: tensors that are missing, unexpected, of another shape or not
+      finite.
   """
   _check_dtype(dtype)
   shapes = dict(_flat(abstract_params(config)))
@@ -145,7 +147,8 @@ def assemble(
     for key in path[:-1]:
       node = node.setdefault(key, {})
     node[path[-1]] = _array(
-      like.shape, wanted.get(path, first), parts[path], tensors, dtype
+      *(like.shape, wanted.get(path, first), parts[path], tensors, dtype),
+      where,
     )
   return params
 
@@ -224,6 +227,7 @@ def _array(
   parts: Parts,
   tensors: Tensors,
   dtype: str,
+  where: str,
 ) -> jax.Array:
   """Returns one array, each device's part read by itself."""
   # Devices that hold the same part share one copy on the host.
@@ -239,17 +243,33 @@ def _array(
       found = _read(tensors, *parts[None], shape, bounds)
       # No copy of what is so already: this may be the greatest array.
       out = np.asarray(found, jnp.dtype(dtype), order="C")
+      _check_finite(out, parts[None][0], where)
     else:
       out = np.empty([b - a for a, b in bounds], jnp.dtype(dtype))
       first, last = bounds[0]
       for row, layer in enumerate(range(first, last)):
         out[row] = _read(tensors, *parts[layer], shape[1:], bounds[1:])
+        _check_finite(out[row], parts[layer][0], where)
     made[bounds] = out
     return out
 
   # Waits: what JAX still copies of one array would lie beside the next.
   array = jax.make_array_from_callback(shape, sharding, part)
   return jax.block_until_ready(array)
+
+
+def _check_finite(values: np.ndarray, name: str, where: str) -> None:
+  """Raises ValueError where a tensor, as it was made, has NaN or infinity."""
+  flat = values.reshape(-1)  # a view: it was made in order
+  # In parts: a mask of the whole would lie beside the array.
+  for start in range(0, flat.size, _CHUNK):
+    part = flat[start : start + _CHUNK]
+    if not np.isfinite(part).all():
+      bad = part[~np.isfinite(part)][0]
+      raise ValueError(
+        f"{where}: the tensor {name} holds {bad}; nothing can be trained from"
+        " it: fetch the model again, or take another conversion of it"
+      )
 
 
 def _read(

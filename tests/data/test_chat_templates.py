@@ -37,13 +37,23 @@ def test_a_folders_template_asks_the_question(tmp_path):
 
 def test_a_model_without_template_has_none(tmp_path):
   folders.write_tokenizer(tmp_path)
-  for _ in range(2):
+  for _ in range(2):  # with tokenizer.json and without the file beside it
     assert chat_prompt(str(tmp_path), default="{question}") == "{question}"
     with pytest.raises(ValueError, match=r"has no chat template .*by hand"):
       chat_prompt(str(tmp_path))
     (tmp_path / "tokenizer_config.json").unlink(missing_ok=True)
   with pytest.raises(FileNotFoundError, match=r"nowhere.*isn't there"):
     chat_prompt(str(tmp_path / "nowhere"))
+
+
+def test_a_folder_without_a_tokenizer_is_no_base_model(tmp_path):
+  missing = "no tokenizer.json, no tokenizer_config.json: give a Hugging"
+  with pytest.raises(FileNotFoundError, match=f"has no config.json, {missing}"):
+    chat_prompt(str(tmp_path))
+  (tmp_path / "config.json").write_text("{}")
+  with pytest.raises(FileNotFoundError, match=f"has {missing}"):
+    chat_prompt(str(tmp_path))
+  assert chat_prompt(str(tmp_path), default="{question}") == "{question}"
 
 
 def test_templates_have_what_published_ones_use(tmp_path):

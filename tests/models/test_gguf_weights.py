@@ -180,6 +180,18 @@ def test_the_vocabulary_comes_along(tmp_path):
   assert again.encode("3+12<|end|>") == [51, 43, 256, 257]
 
 
+def test_a_tensor_that_is_not_finite_is_named(tmp_path):
+  fields, tensors = fields_of("smollm2"), folders.weights("smollm2")
+  name = "model.layers.1.self_attn.q_proj.weight"
+  path = tmp_path / "model.gguf"
+  gguf_models.write(path, fields, tensors, arch="llama")
+  models.load_gguf(path)  # the control
+  tensors[name][3, 1] = np.inf
+  gguf_models.write(path, fields, tensors, arch="llama")
+  with pytest.raises(ValueError, match=rf"model.gguf: .*{name} holds inf"):
+    models.load_gguf(path)
+
+
 def test_what_is_not_supported_is_named(tmp_path):
   fields, tensors = fields_of("smollm2"), folders.weights("smollm2")
 

@@ -280,6 +280,33 @@ def test_tensors_that_do_not_fit_are_named(folder):
     models.load_huggingface(folder)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+  "name",
+  [
+    "model.embed_tokens.weight",
+    "model.layers.1.mlp.down_proj.weight",
+    "model.norm.weight",
+  ],
+)
+def test_a_tensor_that_is_not_finite_is_named(name, bad, folder):
+  models.load_huggingface(folder)  # the control
+  changed(folder, lambda t: t[name].reshape(-1).__setitem__(-1, bad))
+  with pytest.raises(ValueError, match=rf"tensor {name} holds {bad};.*again"):
+    models.load_huggingface(folder)
+
+
+def test_a_number_that_the_dtype_cannot_hold_is_named(folder):
+  name = "model.layers.0.mlp.up_proj.weight"
+  kept = {k: v.astype(np.float32) for k, v in folders.weights(LLAMA).items()}
+  kept[name][0, 0] = 1e5
+  folders.write_tensors(folder, kept)
+  models.load_huggingface(folder)
+  with pytest.raises(ValueError, match=rf"tensor {name} holds inf"):
+    with np.errstate(over="ignore"):
+      models.load_huggingface(folder, dtype="float16")
+
+
 def test_configs_that_do_not_fit_are_named(tmp_path, folder):
   with pytest.raises(FileNotFoundError, match=r"config\.json \(there is no"):
     models.load_huggingface(tmp_path / "nowhere")
