@@ -8,7 +8,7 @@ problems that are answered right, each with its 95 % interval. With
 --transformers_python, an interpreter that has torch and transformers, those say
 the same: of the folder itself, or of the folder that a .gguf file is exported
 to; the exit status is 1 where the perplexities differ in three digits or the
-continuations at all.
+continuations at all, and 2 where something that is given can't be used.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import contextlib
 import functools
 import json
 import math
+import os
 import pathlib
 import resource
 import subprocess
@@ -137,6 +138,32 @@ def perplexity(nats, counts):
   return [math.exp(x) for x in ratio_interval(nats, counts)]
 
 
+# Of the other interpreter's processes: nothing of this one's packages.
+_ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"}
+
+
+def check_transformers(python):
+  """Raises ValueError where an interpreter can't import transformers."""
+  command = [python, "-c", "import torch, transformers"]
+  try:
+    done = subprocess.run(
+      command, capture_output=True, text=True, env=_ENVIRONMENT
+    )
+  except OSError as error:
+    raise ValueError(
+      f"--transformers_python={python} can't be started ({error.strerror}): give"
+      " the path of a Python that has torch and transformers"
+    ) from error
+  if done.returncode:
+    said = (
+      done.stderr.strip() or f"exit status {done.returncode}"
+    ).splitlines()
+    raise ValueError(
+      f"--transformers_python={python} can't import torch and transformers"
+      f" ({said[-1]}): give the path of a Python that has both"
+    )
+
+
 def theirs(args, folder):
   """Returns what transformers says of a folder, in a process of its own."""
   script = pathlib.Path(__file__).with_name("transformers_figures.py")
@@ -149,12 +176,12 @@ def theirs(args, folder):
     [str(part) for part in command],
     capture_output=True,
     text=True,
-    env={"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"},
+    env=_ENVIRONMENT,
   )
   if done.returncode:
     raise RuntimeError(
-      f"--transformers_python={args.transformers_python} failed (it needs torch"
-      f" and transformers):\n{done.stderr[-2000:]}"
+      f"--transformers_python={args.transformers_python} failed on {folder}:\n"
+      f"{done.stderr[-2000:]}"
     )
   return json.loads(done.stdout.splitlines()[-1])
 
@@ -186,10 +213,8 @@ def compare(figures, nats, counts, continuations, found):
 def accuracy(args, config, params, vocabulary, examples):
   """Returns figures of the problems that are answered right."""
   # A template says itself how a text begins.
-  template = (
-    args.prompt_template
-    or chat_prompt(args.model)
-    or args.prefix + "{question}"
+  template = args.prompt_template or chat_prompt(
+    args.model, default=args.prefix + "{question}"
   )
   prompts = [
     vocabulary.encode(template.replace("{question}", e.question))
@@ -251,9 +276,37 @@ def parse_args(argv):
   return args
 
 
+def read_examples(args):
+  """Returns GSM8K's problems; raises ValueError where they are too few."""
+  examples = gsm8k_task(heldout_path=args.data).examples("heldout")
+  if len(examples) < 2:
+    raise ValueError(
+      f"--data={args.data} holds {len(examples)} problems: give at least 2, as"
+      " in GSM8K's test.jsonl"
+    )
+  return examples
+
+
 def main(argv=None) -> int:
-  """Returns 0, or 1 where transformers differs."""
+  """Returns 0, 1 where transformers differs, 2 where it can't be said."""
   args = parse_args(argv)
+  try:
+    return check(args)
+  except (ValueError, OSError, ImportError, RuntimeError) as error:
+    if os.environ.get("RLVR_TRACEBACK"):
+      raise
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+def check(args) -> int:
+  """Returns 0, or 1 where transformers differs."""
+  # What takes no time first: a model's figures take many minutes.
+  examples = read_examples(args)
+  if args.export and os.path.exists(args.export):
+    raise ValueError(f"--export={args.export} exists: give another folder")
+  if args.transformers_python:
+    check_transformers(args.transformers_python)
   jax.devices()  # what JAX itself takes is not the model's
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   config, params = models.load_pretrained(args.model)
@@ -267,7 +320,6 @@ def main(argv=None) -> int:
     f" peak rose by {(peak - before) * 1024 / size:.2f} times that"
   )
   vocabulary = huggingface_vocabulary(args.model)
-  examples = gsm8k_task(heldout_path=args.data).examples("heldout")
 
   def encode(text):
     return vocabulary.encode(args.prefix + text)
