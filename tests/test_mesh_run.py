@@ -33,14 +33,13 @@ def run(folder, *bindings, resume=()):
 
 
 def same(found, expected):
-  # An untrained policy's rewards differ by 1e-4 within a group, and advantages
-  # are in units of that: a rounding of 1e-7 is 1e-3 there.
+  # Seen: losses that differ by 4e-7, in 2e-2; the rest by less of itself.
   assert found.keys() == expected.keys()
   for step, row in expected.items():
     for name, value in row.items():
       if not name.startswith(("time", "throughput")):
         np.testing.assert_allclose(
-          found[step][name], value, rtol=2e-2, atol=2e-4, err_msg=name
+          found[step][name], value, rtol=2e-4, atol=5e-7, err_msg=name
         )
 
 
@@ -53,9 +52,10 @@ def test_a_run_goes_on_on_another_mesh(tmp_path):
   found[2] = {k: v for k, v in found[2].items() if k in expected[2]}
   same(found, expected)
   assert expected[4]["optim/grad_norm"] > 0
-  # Another seed's run is told apart.
-  shifted = {**found, 4: found[3] | {"step": 4}}
-  must_fail(same, shifted, expected)
+  # Control: each by itself, as it was a step before.
+  for name in ("loss/total", "optim/grad_norm"):
+    shifted = {**found, 4: found[4] | {name: found[3][name]}}
+    must_fail(same, shifted, expected)
 
 
 def test_prompts_that_do_not_divide_over_the_mesh(tmp_path, capsys):

@@ -302,9 +302,11 @@ def test_a_number_that_the_dtype_cannot_hold_is_named(folder):
   kept[name][0, 0] = 1e5
   folders.write_tensors(folder, kept)
   models.load_huggingface(folder)
-  with pytest.raises(ValueError, match=rf"tensor {name} holds inf"):
-    with np.errstate(over="ignore"):
-      models.load_huggingface(folder, dtype="float16")
+  with (
+    np.errstate(over="ignore"),
+    pytest.raises(ValueError, match=rf"tensor {name} holds inf"),
+  ):
+    models.load_huggingface(folder, dtype="float16")
 
 
 def test_configs_that_do_not_fit_are_named(tmp_path, folder):
