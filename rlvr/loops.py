@@ -6,16 +6,19 @@ so that `rlvr.train` doesn't know which of the two it runs.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import optax
 from jax.sharding import Mesh
 
+from rlvr import sharding
 from rlvr.advantages.importance import CORRECTIONS
 from rlvr.data.sources import PromptSource
-from rlvr.infra.memory_budget import AUTO, counts_that_divide
-from rlvr.meshes import RULES, Rules
+from rlvr.infra.memory_budget import AUTO, budget_bytes, counts_that_divide
+from rlvr.infra.program_memory import size_text
+from rlvr.meshes import ONE_DEVICE, RULES, Rules, make_mesh
 from rlvr.models import ModelConfig
 from rlvr.objectives.policy import likelihood
 from rlvr.objectives.reductions import token_mean
@@ -103,6 +106,18 @@ class Reinforcement:
         f"Reinforcement.micro_batches={self.micro_batches!r}: give a number, or"
         f" {AUTO!r}"
       )
+    if (budget := self.memory_budget_gb) is not None:
+      if not self.fits_memory:
+        raise ValueError(
+          f"Reinforcement.memory_budget_gb={budget} does nothing with"
+          f" micro_batches={self.micro_batches}: set micro_batches={AUTO!r}, or"
+          " memory_budget_gb to None"
+        )
+      if not 0 < budget < math.inf:
+        raise ValueError(
+          f"Reinforcement.memory_budget_gb={budget} must be positive: give GiB"
+          " on each device, or None for most of what the device has"
+        )
     if self.depth not in (0, 1):
       raise ValueError(f"Reinforcement.depth={self.depth}: give 0 or 1")
     if self.budget and self.dynamic_sampling:
@@ -218,6 +233,15 @@ class Reinforcement:
     """Returns the running loop; makes the verifier."""
     return ReinforcementLoop(self, setup)
 
+  def _counts_text(self, setup: Setup) -> str:
+    mesh = make_mesh(ONE_DEVICE) if setup.mesh is None else setup.mesh
+    counts = self.micro_batch_counts(sharding.ways("batch", mesh, setup.rules))
+    budget = budget_bytes(mesh.local_devices[0], self.memory_budget_gb)
+    return (
+      f"the fewest of {', '.join(map(str, counts))} that fit in"
+      f" {size_text(budget)} on each device, found when the run starts"
+    )
+
   def plan(self, setup: Setup) -> dict[str, Any]:
     """Returns what a step does, for `--dry_run`."""
     recipe = self.recipe(setup)
@@ -248,7 +272,7 @@ class Reinforcement:
       "updates per step": f"{self.updates_per_batch * self.passes_per_batch},"
       f" each on {per_update} prompts ({per_update * self.group_size}"
       f" responses); each response is used {self.passes_per_batch}x",
-      "micro-batches per update": "the fewest that fit in memory"
+      "micro-batches per update": self._counts_text(setup)
       if self.fits_memory
       else f"{recipe.micro_batches}, each of"
       f" {per_update // recipe.micro_batches} prompts"

@@ -228,6 +228,10 @@ def train(
     setup = setup._replace(reference=params)
 
   folder = open_for_hosts(run_dir, resume=resume, checkpoint_dir=checkpoint_dir)
+  # While the folder holds nothing yet: what doesn't fit in memory leaves none.
+  running = loop.start(setup)
+  if not resume:
+    running.fit()
   checkpoints = Checkpoints(
     folder.checkpoints,
     keep=keep,
@@ -289,7 +293,6 @@ def train(
       f"examples left out: train {source.dropped}, held-out {heldout.dropped}"
     )
 
-  running = loop.start(setup)
   running.restore(restored)
   judge = eval_verifier.build(vocabulary)
   evaluate = Evaluator(

@@ -172,3 +172,28 @@ def test_the_plan_says_what_the_ratio_is_against():
   assert "other numbers sampled with" in said(precision=INT8, chain=WEIGHED)
   assert "sampled ahead" in said(LOW, depth=1, on_device=False)
   assert "(old_logprobs='behavior')" in said(LOW, old_logprobs="behavior")
+
+
+# Micro-batches by memory.
+
+
+@pytest.mark.parametrize("budget", [0, -1.0, float("nan"), float("inf")])
+def test_a_budget_that_is_no_memory_is_refused(budget):
+  with pytest.raises(ValueError, match=r"memory_budget_gb=.* must be positive"):
+    settings(micro_batches="auto", memory_budget_gb=budget)
+
+
+def test_a_budget_that_nothing_reads_is_refused():
+  for given in (1, 4):
+    with pytest.raises(
+      ValueError, match=f"memory_budget_gb=8 .*micro_batches={given}"
+    ):
+      settings(micro_batches=given, memory_budget_gb=8)
+  settings(micro_batches="auto", memory_budget_gb=8)
+  settings(micro_batches=4)
+
+
+def test_the_plan_says_which_numbers_are_tried():
+  made = settings(micro_batches="auto", memory_budget_gb=0.5)
+  found = made.plan(setup())["micro-batches per update"]
+  assert found.startswith("the fewest of 1, 2, 4 that fit in 512.0 MiB")

@@ -213,6 +213,21 @@ def test_run_folder_of_another_run(tmp_path, capsys):
   fails(runs.argv("train", folder, "STEPS=1"), capsys, "--resume")
 
 
+def test_memory_that_does_not_suffice_leaves_the_folder_free(tmp_path, capsys):
+  def command(budget):
+    return runs.argv(
+      "train",
+      tmp_path / "r",
+      "STEPS=1",
+      "MICRO_BATCHES='auto'",
+      f"loops.Reinforcement.memory_budget_gb={budget}",
+    )
+
+  fails(command(1e-6), capsys, "not even micro_batches=", "memory_budget_gb")
+  assert not list((tmp_path / "r").iterdir())
+  assert main.main(command(2)) == 0, capsys.readouterr().err
+
+
 def test_unwritable_run_folder(tmp_path, capsys):
   blocker = tmp_path / "file"
   blocker.write_text("")
