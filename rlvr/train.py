@@ -115,7 +115,8 @@ def train(
     top_p: 1 is off.
     min_p: 0 is off.
     slots: responses that decode at a time, see `Sampling`; 0: all of a batch.
-    unroll_sampling: `Sampling.unroll_layers`; None: as `model` says.
+    unroll_sampling: `Sampling.unroll_layers`; None: unrolled on GPUs, else as
+      `model` says.
     attention: the policy's kernel, see `rlvr.models.kernels`; "auto" is the
       platform's. None: what `model` says.
     mesh: devices along (data, fsdp, tensor).
@@ -177,7 +178,7 @@ def train(
     top_p=top_p,
     min_p=min_p,
     slots=slots,
-    unroll_layers=unroll_sampling,
+    unroll_layers=models.unroll_sampling(platform, unroll_sampling),
     step_delimiters=delimiter_ids,
     max_steps=max_steps,
     rules=sampling_rules,

@@ -100,7 +100,7 @@ def job_from_gin(rewards: tuple[str, ...] = ()) -> Job:
       "end_id": vocabulary.eos_id,
       "pad_id": vocabulary.pad_id,
       "rules": given["sampling_rules"],
-      "unroll_layers": given["unroll_sampling"],
+      "unroll_layers": models.unroll_sampling("tpu", given["unroll_sampling"]),
       "step_delimiters": tuple(
         i for text in delimiters for i in vocabulary.encode(text)
       ),
