@@ -267,6 +267,7 @@ class Reinforcement:
       "response tokens per step": "at most"
       f" {responses * setup.sampling.max_tokens:,}"
       f" ({responses} x {setup.sampling.max_tokens})",
+      "decoding": _decoding(recipe),
       **_precision(self.precision),
       "ratio against": _ratio(recipe, chosen=self.old_logprobs is None),
       "updates per step": f"{self.updates_per_batch * self.passes_per_batch},"
@@ -277,6 +278,7 @@ class Reinforcement:
       else f"{recipe.micro_batches}, each of"
       f" {per_update // recipe.micro_batches} prompts"
       f" ({per_update // recipe.micro_batches * self.group_size} responses)",
+      "padding": _padding(self.packing, setup.sampling.max_tokens),
       "verifier": where,
       "reference model": "yes" if self.use_reference else "no",
       "probes": ", ".join(sorted(recipe.required_probes)) or "none",
@@ -296,6 +298,34 @@ def _precision(precision: Precision) -> dict[str, str]:
     return {}
   asked = {k: v for k, v in vars(precision).items() if v}
   return {"sampled with": ", ".join(f"{k}={v}" for k, v in asked.items())}
+
+
+def _decoding(recipe: Recipe) -> str:
+  """Returns how responses decode, in words."""
+  responses = recipe.num_prompts * recipe.group_size
+  slots, unrolled = recipe.sampling.slots, recipe.sampling.unroll_layers
+  if unrolled is None:
+    unrolled = recipe.model.unroll_layers
+  text = f"all {responses} responses at a time"
+  if 0 < slots < responses:
+    text = f"{slots} of {responses} responses at a time, in refilled slots"
+  layers = "an operation for each layer" if unrolled else "a loop over layers"
+  return f"{text}; {layers}"
+
+
+def _padding(packing: Packing | None, max_tokens: int) -> str:
+  """Returns what becomes of padding in score and update, in words."""
+  if packing is None:
+    return "computed like tokens (packing=None)"
+  if -(-max_tokens // 2) < packing.shortest:
+    return (
+      f"computed like tokens: responses of fewer than {2 * packing.shortest}"
+      " aren't packed"
+    )
+  return (
+    "left out: responses are packed by length, in pieces of up to"
+    f" {packing.lengths} lengths"
+  )
 
 
 def _ratio(recipe: Recipe, *, chosen: bool) -> str:

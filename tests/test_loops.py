@@ -11,6 +11,7 @@ import pytest
 from rlvr import loops, step
 from rlvr.advantages import group_relative, truncated_importance_sampling
 from rlvr.objectives import clipped_policy_gradient, token_mean
+from rlvr.packing import PACKING
 from rlvr.rewards.algebra import chain
 from rlvr.sampling import Precision, Sampling
 from rlvr.types import Signals
@@ -197,3 +198,20 @@ def test_the_plan_says_which_numbers_are_tried():
   made = settings(micro_batches="auto", memory_budget_gb=0.5)
   found = made.plan(setup())["micro-batches per update"]
   assert found.startswith("the fewest of 1, 2, 4 that fit in 512.0 MiB")
+
+
+def test_the_plan_says_how_responses_decode_and_are_packed():
+  def said(model=CONFIG, packing=PACKING, **sampling):
+    plan = settings(packing=packing).plan(setup(model, **sampling))
+    return plan["decoding"], plan["padding"]
+
+  decoding, padding = said()
+  assert decoding == "all 16 responses at a time; an operation for each layer"
+  assert padding.endswith("responses of fewer than 128 aren't packed")
+  looped = dataclasses.replace(CONFIG, unroll_layers=False)
+  decoding, padding = said(looped, slots=4, max_tokens=128)
+  assert decoding.startswith("4 of 16 responses at a time, in refilled slots")
+  assert decoding.endswith("a loop over layers")
+  assert padding.startswith("left out: responses are packed by length")
+  assert said(looped, unroll_layers=True)[0].endswith("for each layer")
+  assert "packing=None" in said(packing=None, max_tokens=128)[1]
