@@ -401,11 +401,13 @@ def _chain(figures: Mapping[str, Any]) -> str:
   for point in points:
     share = "" if whole is None else f"{point['score'] / whole:.3%}"
     cell = f"{point['score'] * 1e3:.3f}{limit}"
-    rows.append([str(point["value"]), cell, share])
+    count, added = point["value"], point["score"] - points[0]["score"]
+    each = f"{added / count * 1e6:.1f}" if count else ""
+    rows.append([str(count), cell, share, each])
   some = [p for p in points if p["value"]]
   if len(some) > 1:
     slope = exponent([p["value"] for p in some], [p["score"] for p in some])
-    rows.append(["exponent, from 1 on", f"{slope:.2f}", ""])
+    rows.append(["exponent, from 1 on", f"{slope:.2f}", "", ""])
   sizes = [p["value"] for p in points]
   slope = np.polyfit(sizes, [p["score"] for p in points], 1)[0]
   text = (
@@ -416,7 +418,10 @@ def _chain(figures: Mapping[str, Any]) -> str:
     " of that step. A transform adds"
     f" {max(slope, 0) * 1e6:.1f} µs (the slope of a line through all points).\n\n"
   )
-  columns = ("transforms", "milliseconds (limit)", "share of the step")
+  columns = (
+    *("transforms", "milliseconds (limit)", "share of the step"),
+    "µs more for each",
+  )
   return text + table_of(columns, rows) + "\n"
 
 

@@ -69,7 +69,7 @@ def test_the_page_has_what_was_measured():
   assert "| model | 0.67 | 269 |\n| peak | 0.36 | 497 |" in page
   assert "| exponent | 1.00 | 1.00 | 1.00 |" in page
   # Of 3 x 4 seconds, and its hundredth: 120 ms.
-  assert "| 32 | 3.000 (120) | 0.025% |" in page
+  assert "| 32 | 3.000 (120) | 0.025% | 62.5 |" in page
   # (3 - 1) ms over 32 transforms.
   assert "A transform adds 62.5 µs" in page
   assert "| 1 x 2 x 1 | 1.0 | 2.0 | 4.0 | all-gather 3.0" in page
