@@ -242,6 +242,37 @@ def test_a_step_is_dispatched_without_waiting_for_it():
   assert fused == pytest.approx(first.seconds(), rel=0.5)
 
 
+@pytest.mark.parametrize("depth", [0, 1])
+def test_the_next_batch_is_sampled_while_this_one_is_verified(
+  depth, monkeypatch
+):
+  loop, state, _ = start(host=True, depth=depth)
+  events, verifier, launch = [], loop._verifier, loop._launch
+
+  class Recording:
+    def start(self, *args):
+      pending = verifier.start(*args)
+      events.append("verifying")
+
+      class Pending:
+        def result(self):
+          events.append("verified")
+          return pending.result()
+
+      return Pending()
+
+  def launching(*args):
+    events.append("sampling")
+    return launch(*args)
+
+  monkeypatch.setattr(loop, "_verifier", Recording())
+  monkeypatch.setattr(loop, "_launch", launching)
+  advance(loop, state, times=2)
+  at_once = ["sampling", "verifying", "verified"]
+  ahead = ["verifying", "sampling", "verified"]
+  assert events == (["sampling", *2 * ahead] if depth else 2 * at_once)
+
+
 # Dynamic sampling.
 
 

@@ -8,7 +8,7 @@ G times in memory. Scores and softmax are float32 whatever the compute dtype.
 import jax
 import jax.numpy as jnp
 
-from rlvr.models.quantized import Quantized, score, weigh
+from rlvr.models.quantized import Quantized, dequantize, score, weigh
 from rlvr.types import Array
 
 _MASKED = -1e30  # finite: a row without any key gives uniform weights, not NaN
@@ -140,6 +140,7 @@ def attend_token(
   v_BxKxUxD: Array | Quantized,
   mask: Array,
   *,
+  token: tuple[Array | Quantized, Array | Quantized] | None = None,
   scale: float | None = None,
   softcap: float | None = None,
 ) -> Array:
@@ -156,6 +157,8 @@ def attend_token(
     k_BxKxDxU: keys of the responses.
     v_BxKxUxD: values of the responses.
     mask: bool [1 or B, 1, U].
+    token: the token's own keys and values [B, K, D], as they will be kept, where
+      they aren't among the responses' yet.
     scale: multiplies queries; None: D ** -0.5.
     softcap: see `softcapped`; of the scores.
   """
@@ -182,10 +185,19 @@ def attend_token(
   most = jnp.maximum(
     own.max(-1, keepdims=True), ungrouped(shared.max(-1, keepdims=True))
   )
+  if token is not None:
+    token_k, token_v = (dequantize(x)[:, :, None] for x in token)
+    # Of one key each, sums rather than products of matrices.
+    last = (q.astype(jnp.float32) * token_k).sum(-1, keepdims=True)
+    last = softcapped(last, softcap)
+    most = jnp.maximum(most, last)
   own, shared = jnp.exp(own - most), jnp.exp(shared - grouped(most))
   total = own.sum(-1, keepdims=True) + ungrouped(shared.sum(-1, keepdims=True))
   dtype = q_BxHxD.dtype
   out = weigh("bkru,bkud->bkrd", own, v_BxKxUxD, dtype)
+  if token is not None:
+    last = jnp.exp(last - most)
+    total, out = total + last, out + last * token_v
   out = out + ungrouped(
     weigh("pkgs,pksd->pkgd", shared, prompt_v_PxKxSxD, dtype)
   )

@@ -213,36 +213,39 @@ def put_rows(
   return jax.tree.map(put, cache, new)
 
 
-def _write(keys, values, k, v, position, layer=None):
-  """Writes one token's keys and values [B, K, N]: at [] for all, or each [B]."""
-  before = () if layer is None else (layer,)
-  if position.ndim == 0:
-    k, v = k[..., None], v[..., None, :]
-    if before:
-      k, v = k[None], v[None]
-    start = (*before, 0, 0)
-    return (
-      jax.lax.dynamic_update_slice(keys, k, (*start, 0, position)),
-      jax.lax.dynamic_update_slice(values, v, (*start, position, 0)),
-    )
-  rows = jnp.arange(k.shape[0])
-  return (
-    keys.at[(*before, rows, slice(None), slice(None), position)].set(k),
-    values.at[(*before, rows, slice(None), position)].set(v),
+def _write(cache: Cache, keys: Any, values: Any, position: Array) -> Cache:
+  """Returns the cache with one token more of each response.
+
+  Args:
+    cache: of B rows.
+    keys: as the cache keeps them, leaves [.., B, K, N or 1].
+    values: likewise.
+    position: int32, their places: [] where it is one for all, else [B].
+  """
+
+  def put(axis):
+    def one(x, new):
+      new = jnp.expand_dims(new, axis)
+      if position.ndim == 0:
+        return jax.lax.dynamic_update_slice_in_dim(x, new, position, axis)
+      return _put_each(x, new, position, axis)
+
+    return one
+
+  return Cache(
+    jax.tree.map(put(-1), cache.keys, keys),
+    jax.tree.map(put(-2), cache.values, values),
   )
 
 
-def _write_kept(keys, values, k, v, position, layer=None):
-  """As `_write`, as the cache keeps them."""
-  found = (keys, values, kept_like(keys, k, -1), kept_like(values, v, -1))
-  leaves = [jax.tree.leaves(x) for x in found]
-  written = [
-    _write(*each, position, layer) for each in zip(*leaves, strict=True)
-  ]
-  return tuple(
-    jax.tree.unflatten(jax.tree.structure(keys), new)
-    for new in zip(*written, strict=True)
-  )
+def _put_each(x: Array, new: Array, position: Array, axis: int) -> Array:
+  """Returns x [.., B, K, _, _] with a row's `new` at its place along `axis`."""
+  before = (slice(None),) * (x.ndim - 4)
+  rows = jnp.arange(position.shape[0])
+  place = (slice(None), position) if axis == -1 else (position, slice(None))
+  # The indices aren't side by side: what they pick has B first.
+  new = jnp.moveaxis(jnp.squeeze(new, axis), x.ndim - 4, 0)
+  return x.at[(*before, rows, slice(None), *place)].set(new)
 
 
 def decode(
@@ -280,7 +283,11 @@ def decode(
   x = embed(params, config, tokens[:, None])
   steps = position.reshape(-1, 1)  # [1 or B, 1]
   places = jnp.arange(U, dtype=jnp.int32)[None]
-  visible = (places <= steps)[:, None]
+  # Where layers are unrolled each is written before it is read. Those in a loop
+  # are written once all were read: XLA for TPU would copy a layer's keys that
+  # were written in the same turn. On CPUs a token beside the others costs more.
+  at_once = config.unroll_layers
+  visible = (places <= steps if at_once else places < steps)[:, None]
   length = reading.prompt_mask.shape[1] + U
   angles = angles_by_kind(
     config, reading.prompt_lengths[:, None] + jnp.broadcast_to(steps, (B, 1))
@@ -290,59 +297,47 @@ def decode(
     config, reading.prompt_mask, steps, length
   )
 
-  def layer_step(x, layer, keys, values, prompt, is_local, index):
-    """One layer; `index` is None where keys and values are its own arrays."""
+  def layer_step(x, layer, prompt, own, is_local):
     block = block_of(config, layer)
     q, k, v = block.qkv(x, of_layer(angles, is_local))
-    q, k = balanced(q, k, prompt[0])
-    keys, values = _write_kept(keys, values, k[:, 0], v[:, 0], position, index)
-    own = (keys, values) if index is None else (keys[index], values[index])
+    q, k = balanced(q, k, prompt.keys)
+    token = (
+      kept_like(own.keys, k[:, 0], -1),
+      kept_like(own.values, v[:, 0], -1),
+    )
+    if at_once:
+      own = _write(own, *token, position)
     attended = attend_token(
       q[:, 0],
       *prompt,
       of_layer(prompt_masks, is_local),
       *own,
       of_layer(own_masks, is_local),
+      token=None if at_once else token,
       **score_settings(config),
     )
-    return block.finish(x, attended[:, None]), keys, values
+    return block.finish(x, attended[:, None]), own if at_once else token
 
   if config.unroll_layers:
-    all_keys, all_values = [], []
+    written = []
     for i, kind in enumerate(config.layer_kinds):
-      x, keys, values = layer_step(
-        x,
-        reading.layers[i],
-        cache.keys[i],
-        cache.values[i],
-        (reading.prompts.keys[i], reading.prompts.values[i]),
-        kind,
-        None,
-      )
-      all_keys.append(keys)
-      all_values.append(values)
-    cache = Cache(tuple(all_keys), tuple(all_values))
+      prompt = Cache(reading.prompts.keys[i], reading.prompts.values[i])
+      own = Cache(cache.keys[i], cache.values[i])
+      x, own = layer_step(x, reading.layers[i], prompt, own, kind)
+      written.append(own)
+    cache = Cache(*zip(*written, strict=True))
   else:
     kinds = config.layer_kinds
     flags = None
     if len(set(kinds)) > 1:
       flags = jnp.array([kind == "local" for kind in kinds])
 
-    def body(carry, scanned):
-      x, keys, values = carry
-      layer, prompt, is_local, index = scanned
-      return layer_step(x, layer, keys, values, prompt, is_local, index), None
+    def body(x, scanned):
+      return layer_step(x, *scanned)
 
-    (x, *both), _ = jax.lax.scan(
-      body,
-      (x, *cache),
-      (
-        reading.layers,
-        tuple(reading.prompts),
-        flags,
-        jnp.arange(config.num_layers),
-      ),
+    x, (keys, values) = jax.lax.scan(
+      body, x, (reading.layers, reading.prompts, cache, flags)
     )
-    cache = Cache(*both)
+    cache = _write(cache, keys, values, position)
   hidden = final_norm(params, config, x[:, 0])
   return hidden, constrain_cache(cache, config)

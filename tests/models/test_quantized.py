@@ -88,11 +88,17 @@ def test_attention_is_that_of_the_numbers_turned_back():
     quantize(numbers(2, 2, 8, 3, seed=3), -2),
     quantize(numbers(2, 2, 3, 8, seed=4), -1),
   )
+  token = (
+    quantize(numbers(2, 2, 8, seed=5), -1),
+    quantize(numbers(2, 2, 8, seed=6), -1),
+  )
   masks = jnp.ones((1, 5), bool), jnp.ones((1, 1, 3), bool)
 
   def attended(turn):
     return models.attention.attend_token(
-      q, *map(turn, prompts), masks[0], *map(turn, own), masks[1]
+      *(q, *map(turn, prompts), masks[0]),
+      *(*map(turn, own), masks[1]),
+      token=tuple(map(turn, token)),
     )
 
   expected = attended(dequantize)
