@@ -168,6 +168,13 @@ def report_text(report: Report, chip: Chip) -> str:
         f"{share[0]:.1%} of the peak with nothing overlapped, {share[1]:.1%}"
         " with all",
       )
+    if work.untimed_kernels:
+      row(
+        "kernels not counted",
+        f"{work.untimed_kernels} calls of Pallas kernels, of which the compiler"
+        " estimates no time: the time is more, the share less; nor are their"
+        " FLOPs in the program's",
+      )
   return "\n".join(lines)
 
 

@@ -79,6 +79,22 @@ def test_a_small_topology(tmp_path):
 
 
 @needs_compiler
+def test_kernels_hide_nothing_of_the_program_around_them(tmp_path):
+  file = tmp_path / "figures.json"
+  flags = ("--topology=v5e:2x2", "--mesh=fsdp:4", "--programs=update")
+  # Without packing there is one length to compile.
+  more = ["ATTENTION='splash'", "loops.Reinforcement.packing=None"]
+  done = run(*flags, f"--json={file}", bindings=[*SMALL, *more])
+  assert done.returncode == 0, done.stderr
+  (update,) = json.loads(file.read_text())["programs"]
+  # Of attention's own products, in the kernels, the compiler lists none.
+  assert 0.7 < update["work"]["flops"] / update["model_flops"] < 1.5
+  # Forward, and two kernels backward, of a layer at least.
+  assert update["work"]["untimed_kernels"] >= 3
+  assert "calls of Pallas kernels" in done.stdout
+
+
+@needs_compiler
 def test_what_does_not_fit_ends_with_1():
   model = str(runs.ROOT / "gin/models/qwen2_5_7b.gin")
   done = run(
@@ -163,6 +179,14 @@ def test_figures_by_hand():
   assert found.model_flops_share(chip) == pytest.approx((0.5, 0.75))
   text = aot.report_text(found, chip)
   assert "50.0% of the peak with nothing overlapped, 75.0%" in text
+
+
+def test_kernels_without_an_estimate_are_named():
+  text = aot.report_text(report(), CHIPS["v5e"])
+  assert "kernels" not in text
+  work = dataclasses.replace(report().work, untimed_kernels=12)
+  text = aot.report_text(report(work=work), CHIPS["v5e"])
+  assert "12 calls of Pallas kernels" in text
 
 
 def test_a_program_that_cannot_be_read_still_has_its_memory():
