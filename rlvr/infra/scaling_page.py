@@ -7,7 +7,7 @@ _HEAD = """# What fits on which slice
 
 Written by `python scripts/make_scaling_page.py` from docs/scaling.json. Every
 row is a file of gin/scale, compiled ahead of time for its slice by the TPU
-compiler (`rlvr.infra.aot`); nothing here ran on a TPU. GRPO with AdamW, float32
+compiler, libtpu {compiler} (`rlvr.infra.aot`); nothing here ran on a TPU. GRPO with AdamW, float32
 parameters and moments, bfloat16 computation, layers recomputed in the backward
 pass; prompts of {prompt} tokens, {group} responses each of {response}.
 
@@ -54,6 +54,11 @@ def scaling_page(figures: Mapping[str, Any]) -> str:
       " has one: compile those of gin/scale that differ again"
     )
   prompt, group, response = settings.pop()
+  compilers = {
+    program.get("compiler") or "of a version not kept"
+    for f in figures.values()
+    for program in f["programs"].values()
+  }
   rows = sorted(figures.items(), key=lambda x: (x[1]["num_params"], x[0]))
   lines = [
     f"| {' | '.join(_COLUMNS)} |",
@@ -70,7 +75,11 @@ def scaling_page(figures: Mapping[str, Any]) -> str:
   if problems:
     lines += ["What does not fit:", "", *problems, ""]
   return _HEAD.format(
-    prompt=prompt, group=group, response=response, table="\n".join(lines)
+    compiler=", ".join(sorted(compilers)),
+    prompt=prompt,
+    group=group,
+    response=response,
+    table="\n".join(lines),
   )
 
 
