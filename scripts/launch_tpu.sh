@@ -192,15 +192,47 @@ check_names() {
   done
 }
 
+# Before anything is billed: what can only fail once the slice is there.
+check_install() {
+  local path
+  [ -z "$git_ref" ] || [ -n "$git_url" ] ||
+    die "--git_ref=$git_ref without --git_url: HEAD of this checkout would be installed; give --git_url too, or check $git_ref out" 2
+  for path in ${copies[@]+"${copies[@]}"}; do
+    case $path in
+      gs://*) ;;
+      *) [ -e "$path" ] || die "--copy=$path: no such file or folder here" 2 ;;
+    esac
+  done
+}
+
+# Whether the commit that is installed has a configuration. Another repository
+# may have what this one has not, and so may the hosts, outside of the code.
+check_gin_file() {
+  case $1 in /* | ../* | *://*) return ;; esac
+  [ -z "$git_url" ] && git -C "$root" rev-parse -q --verify HEAD >/dev/null 2>&1 ||
+    return 0
+  git -C "$root" cat-file -e "HEAD:./$1" 2>/dev/null ||
+    die "--gin_file=$1 is not in the commit HEAD of this checkout: commit it or correct the name (with --git_url, as for install, nothing is looked for here)" 2
+}
+
 check_run() {
-  local argument
+  local argument before=""
   [ ${#arguments[@]} -gt 0 ] ||
     die "nothing to run: give rlvr.main's arguments behind --, as in: run -- --gin_file=gin/models/tiny.gin ..." 2
   for argument in "${arguments[@]}"; do
     case $argument in
       --run_dir* | --resume | --distributed*)
         die "$argument is given by this script: leave it out (run_name and bucket say where, resume resumes)" 2 ;;
+      --coordinator | --coordinator=* | --num_processes* | --process_id*)
+        die "$argument is given by this script: leave it out (the hosts find one another)" 2 ;;
     esac
+    # For gke and xpk it is the image that has them.
+    case $command/$before/$argument in
+      gke/* | xpk/*) ;;
+      */--gin_file/*) check_gin_file "$argument" ;;
+      */*/--gin_file=*) check_gin_file "${argument#*=}" ;;
+    esac
+    before=$argument
   done
   [ -z "$accelerator_type" ] || describe_slice
   [ -n "$bucket" ] || [ "${hosts:-1}" = 1 ] ||
@@ -467,9 +499,9 @@ case $command in
     in_zone ;;
 esac
 case $command in
-  create) need accelerator_type; describe_slice; create ;;
+  create) need accelerator_type; describe_slice; check_install; create ;;
   wait) wait_for_slice ;;
-  install) install ;;
+  install) check_install; install ;;
   run) check_run; start "" ;;
   resume) check_run; start --resume ;;
   logs) on_hosts "$host" "tail -n 100 -F rlvr-runs/$run_name.log" ;;
@@ -482,7 +514,7 @@ case $command in
   delete) delete ;;
   supervise)
     need accelerator_type bucket
-    describe_slice; check_run; supervise ;;
+    describe_slice; check_install; check_run; supervise ;;
   gke)
     need accelerator_type image bucket
     check_names; describe_slice; check_run; jobset ;;

@@ -11,8 +11,9 @@ model of a run by its metadata, before anything is read, and a part of it (the
 parameters) can be read by a program that has no optimizer.
 """
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -146,16 +147,18 @@ class Checkpoints:
       step: which checkpoint; None is the newest.
 
     Raises:
-      ValueError: no such checkpoint, or it is one of another model, optimizer
-        or chain: the error lists the first arrays that differ.
+      ValueError: no such checkpoint; it is damaged; or it is one of another
+        model, optimizer or chain: the error lists the first arrays that differ.
     """
     self.wait()  # the newest may still be on its way to the disk
     step = _find(self._manager, self._folder, step)
     wanted = _flatten(like, _abstract)
-    found = _metadata(self._manager, step)
+    with _damage_named(self._manager, self._folder, step):
+      found = _metadata(self._manager, step)
     _check_same(wanted, found, f"checkpoint {step} in {self._folder}")
-    read = _read(self._manager, step, wanted, host=ocp.args.JsonRestore())
-    return _unflatten(like, read["state"]), dict(read["host"])
+    with _damage_named(self._manager, self._folder, step):
+      read = _read(self._manager, step, wanted, host=ocp.args.JsonRestore())
+      return _unflatten(like, read["state"]), dict(read["host"])
 
   def latest_step(self) -> int | None:
     """Returns the newest checkpoint's step; None without one."""
@@ -204,17 +207,20 @@ def restore_params(
     step: which checkpoint; None is the newest.
 
   Raises:
-    ValueError: no such checkpoint, or the parameters are another model's.
+    ValueError: no such checkpoint; it is damaged; or the parameters are
+      another model's.
   """
   path = _existing(folder)
   with _manager(path, read_only=True, save_interval_steps=0) as manager:
     step = _find(manager, path, step)
     wanted = _flatten({"params": like}, _abstract)
-    found = _metadata(manager, step)
+    with _damage_named(manager, path, step):
+      found = _metadata(manager, step)
     found = {k: v for k, v in found.items() if _top(k) == "params"}
     # Another dtype is fine here: float32 weights may start a bfloat16 run.
     _check_same(wanted, found, f"checkpoint {step} in {path}", dtypes=False)
-    read = _read(manager, step, wanted)
+    with _damage_named(manager, path, step):
+      read = _read(manager, step, wanted)
   return _unflatten({"params": like}, read["state"])["params"]
 
 
@@ -228,11 +234,13 @@ def param_names(
     step: which checkpoint; None is the newest.
 
   Raises:
-    ValueError: no such checkpoint.
+    ValueError: no such checkpoint, or it is damaged.
   """
   path = _existing(folder)
   with _manager(path, read_only=True, save_interval_steps=0) as manager:
-    found = _metadata(manager, _find(manager, path, step))
+    step = _find(manager, path, step)
+    with _damage_named(manager, path, step):
+      found = _metadata(manager, step)
   return sorted(
     name.partition(".")[2] for name in found if _top(name) == "params"
   )
@@ -267,11 +275,47 @@ def _find(manager: ocp.CheckpointManager, folder: str, step: int | None) -> int:
   return steps[-1] if step is None else step
 
 
+@contextlib.contextmanager
+def _damage_named(
+  manager: ocp.CheckpointManager, folder: str, step: int
+) -> Iterator[None]:
+  """Makes one line of whatever the libraries say of a damaged checkpoint."""
+  try:
+    yield
+  except (
+    *(PermissionError, ConnectionError, TimeoutError, MemoryError),
+    jax.errors.JaxRuntimeError,  # a device's memory
+  ):
+    raise  # deleting the checkpoint would be no help
+  # Orbax and TensorStore raise anything, up to a bare Exception.
+  except Exception as error:
+    others = [other for other in manager.all_steps() if other != step]
+    raise ValueError(
+      f"checkpoint {step} in {folder} can't be read ({_first_line(error)}): "
+      + (
+        f"delete it to go on from {max(others)}"
+        if others
+        else "there is no other"
+      )
+    ) from error
+
+
+def _first_line(error: BaseException) -> str:
+  """Returns what was wrong first, in at most 160 characters."""
+  while error.__cause__ is not None:
+    error = error.__cause__
+  text = " ".join(str(error).split()) or type(error).__name__
+  return text if len(text) <= 160 else text[:157] + "..."
+
+
 def _metadata(
   manager: ocp.CheckpointManager, step: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns shape and dtype of each array in the checkpoint, by path."""
-  tree = manager.item_metadata(step)["state"].tree
+  state = manager.item_metadata(step)["state"]
+  if state is None:
+    raise ValueError("state/_METADATA is missing")
+  tree = state.tree
   return {
     name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     for name, leaf in tree.items()

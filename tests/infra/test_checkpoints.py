@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,10 @@ import numpy as np
 import optax
 import pytest
 
-from rlvr.infra.checkpoints import Checkpoints, restore_params
+from rlvr.infra.checkpoints import Checkpoints, param_names, restore_params
 from rlvr.types import TrainState
+from tests.compare import must_fail
+from tests.damage import damage
 
 
 def _state(seed=0, width=3, optimizer=None, chain=((), 2)):
@@ -218,6 +221,53 @@ def test_settings_are_checked(tmp_path, bad):
 def test_nothing_to_restore(tmp_path):
   with _open(tmp_path) as checkpoints, pytest.raises(ValueError, match="no ch"):
     checkpoints.restore({"x": jnp.ones(2)})
+
+
+@pytest.mark.parametrize(
+  ("kind", "why"),
+  [
+    ("no metadata", "state/_METADATA is missing"),
+    ("half a file", "OUT_OF_RANGE"),
+    ("no host data", '"host" was not found'),
+  ],
+)
+def test_a_damaged_checkpoint_is_named_with_the_one_to_go_on_from(
+  kind, why, tmp_path
+):
+  like = {"params": {"w": jnp.zeros((64, 64))}}
+
+  def check(step, other):
+    with pytest.raises(ValueError) as found, _open(tmp_path) as checkpoints:
+      checkpoints.restore(like)
+    text = str(found.value)
+    assert f"checkpoint {step} in {tmp_path} can't be read" in text
+    assert text.endswith(other) and why in text
+    assert "\n" not in text and len(text) < 400
+    assert found.value.__cause__ is not None
+
+  with _open(tmp_path, keep=3) as checkpoints:
+    for step in (1, 2, 3):
+      checkpoints.save(
+        step, {"params": {"w": jnp.full((64, 64), float(step))}}, {}
+      )
+  damage(tmp_path / "3", kind)
+  must_fail(check, 2, ": delete it to go on from 1")
+  check(3, ": delete it to go on from 2")
+  # Those that read the parameters alone say the same; the host's aren't theirs.
+  if kind != "no host data":
+    with pytest.raises(ValueError, match=r"3 in .*go on from 2"):
+      restore_params(tmp_path, like["params"])
+  if kind == "no metadata":
+    with pytest.raises(ValueError, match=r"3 in .*go on from 2"):
+      param_names(tmp_path)
+  # Control: the one before is whole, and is what is read without the damaged.
+  shutil.rmtree(tmp_path / "3")
+  with _open(tmp_path) as checkpoints:
+    assert checkpoints.restore(like)[0]["params"]["w"][0, 0] == 2
+  assert restore_params(tmp_path, like["params"])["w"][0, 0] == 2
+  shutil.rmtree(tmp_path / "1")
+  damage(tmp_path / "2", kind)
+  check(2, ": there is no other")
 
 
 _KILLED = """

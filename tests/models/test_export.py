@@ -1,6 +1,9 @@
 """From a published folder through a run to a folder, by the command lines."""
 
 import json
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,8 +12,9 @@ import gin
 from rlvr import data, main, models
 from rlvr.infra.checkpoints import restore_params
 from rlvr.models import export
-from tests import tiny
+from tests import runs, tiny
 from tests.compare import must_fail
+from tests.damage import damage
 from tests.models import folders
 
 CONFIG = tiny.config(vocab_size=260, qkv_bias=True, max_positions=64)
@@ -47,20 +51,18 @@ def run(tmp_path_factory):
     # So that the step moves the parameters, whatever the rewards are.
     "LEARNING_RATE=0.01",
   )
-  code = main.main(
-    [
-      *(f"--gin_file=gin/{name}.gin" for name in RUN),
-      f"--run_dir={root / 'run'}",
-      *(f"--gin.{b}" for b in bindings),
-    ]
-  )
+  given = [
+    *(f"--gin_file=gin/{name}.gin" for name in RUN),
+    *(f"--gin.{b}" for b in bindings),
+  ]
+  code = main.main([*given, f"--run_dir={root / 'run'}"])
   gin.clear_config()
   assert code == 0
-  return folder, root / "run"
+  return folder, root / "run", given
 
 
 def test_a_run_from_a_folder_is_written_and_loads_again(run, tmp_path, capsys):
-  published, folder = run
+  published, folder, _ = run
   out = tmp_path / "out"
   arguments = [f"--run={folder}", f"--output={out}", "--dtype=float32"]
   assert export.main(arguments) == 0, capsys.readouterr().err
@@ -138,3 +140,46 @@ def test_what_is_wrong_is_said(run, tmp_path, capsys):
   (tmp_path / "config_given.gin").write_text("")
   fails("no train.train.model", run=tmp_path)
   assert not (tmp_path / "out").exists()
+
+
+def processes(run, folder, output):
+  """Returns (exit status, lines said) of an export and of going on."""
+  started = [
+    subprocess.Popen(
+      [sys.executable, "-m", *words],
+      cwd=runs.ROOT,
+      env=runs.environment(),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for words in (
+      ("rlvr.models.export", f"--run={folder}", f"--output={output}"),
+      ("rlvr.main", *run[2], f"--run_dir={folder}", "--resume"),
+    )
+  ]
+  said = [process.communicate(timeout=300)[0] for process in started]
+  return [
+    (process.returncode, text.splitlines())
+    for process, text in zip(started, said, strict=True)
+  ]
+
+
+@pytest.mark.parametrize("kind", [None, "no metadata", "half a file"])
+def test_a_damaged_checkpoint_is_one_line(run, kind, tmp_path):
+  folder = tmp_path / "run"
+  shutil.copytree(run[1], folder)
+  if kind is not None:
+    damage(folder / "checkpoints" / "1", kind)
+  for status, lines in processes(run, folder, tmp_path / "out"):
+    assert status == (0 if kind is None else 1), lines
+    found = [line for line in lines if line.startswith("error: ")]
+    if kind is None:  # the control
+      assert not found
+      continue
+    (line,) = found
+    assert line.startswith(f"error: checkpoint 1 in {folder}/checkpoints can't")
+    assert line.endswith(": there is no other")
+    # Behind it at most which configurable was called, and the hint.
+    assert len(lines) - lines.index(line) <= 4, lines
+    assert not any("Traceback" in x for x in lines)

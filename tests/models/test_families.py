@@ -144,13 +144,9 @@ def test_a_peculiarity_that_is_left_out_shows(name, off):
   assert difference(name, broken) > SHOWS
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_greedy_continuations_are_those_of_transformers(name):
-  # From left-padded prompts, through prefill and decode.
-  arrays, about = case(name)
-  expected = arrays["continuation"]
-  assert expected.shape == (2, 64)
-  assert about["least_margin"] > 0.009  # no token turns on a rounding
+def continued(name):
+  """Returns 64 greedy tokens of two left-padded prompts, int32 [2, 64]."""
+  arrays, _ = case(name)
   prompts = Prompts(
     tokens=jnp.asarray(arrays["left/tokens"], jnp.int32),
     mask=jnp.asarray(arrays["left/mask"]),
@@ -162,4 +158,30 @@ def test_greedy_continuations_are_those_of_transformers(name):
     functools.partial(sample, sampling=sampling, group_size=1),
     static_argnums=1,
   )(params_of(name), config_of(name), prompts, jax.random.key(0))
-  np.testing.assert_array_equal(rollout.tokens, expected)
+  return np.asarray(rollout.tokens)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_greedy_continuations_are_those_of_transformers(name):
+  # Through prefill and decode.
+  arrays, about = case(name)
+  expected = arrays["continuation"]
+  assert expected.shape == (2, 64)
+  assert about["least_margin"] > 0.009  # no token turns on a rounding
+  np.testing.assert_array_equal(continued(name), expected)
+
+
+def test_the_page_has_all_families():
+  """docs/real_models.md: tests.models.print_families makes its table."""
+  page = (FOLDER.parents[2] / "docs" / "real_models.md").read_text()
+  rows = {
+    cells[1].strip(" `"): cells
+    for line in page.splitlines()
+    if len(cells := line.split("|")) == 8
+  }
+  for name in CASES:
+    size, error, equal = rows[name][3:6]
+    logits = [case(name)[0][f"{side}/logits"] for side in ("left", "right")]
+    assert float(size) == round(float(max(np.abs(x).max() for x in logits)), 1)
+    assert float(error) < ATOL
+    assert equal.strip() == "128 of 128"

@@ -98,6 +98,8 @@ class Desk:
     (self.fake / "home").mkdir(parents=True)
     self.checkout = folder / "checkout"
     shutil.copytree(ROOT / "scripts", self.checkout / "scripts")
+    (self.checkout / "gin/models").mkdir(parents=True)
+    (self.checkout / "gin/models/tiny.gin").write_text("")
     python = write(self.fake / "python", FAKE_PYTHON)
     write(
       self.checkout / "scripts/setup.sh", f'echo "{python}" # $RLVR_EXTRA\n'
@@ -219,6 +221,7 @@ def test_flags_win_over_the_environment(desk):
 
 
 def test_install_copies_the_commit_to_all_hosts(desk):
+  (desk.folder / "a b.jsonl").write_text("")
   done = desk.launch("install", "--print", "--copy=a b.jsonl", "--copy=gs://m")
   archive, copy, unpack, file, bucket = shown(done)
   assert archive[:2] == ["git", "-C"] and "archive" in archive
@@ -348,13 +351,58 @@ def test_nothing_needs_gcloud_to_be_shown(desk):
     ({}, [], "no command"),
     ({}, ["gke", *RUN], "no image: give --image or IMAGE"),
     ({"IMAGE": "i"}, ["xpk", *RUN], "no cluster: give --cluster or CLUSTER"),
+    ({}, ["install", "--git_ref=v1"], "--git_ref=v1 without --git_url: HEAD"),
+    ({"GIT_REF": "v1"}, ["supervise", *RUN], "--git_ref=v1 without --git_url"),
+    ({}, ["create", "--copy=/no/file"], "--copy=/no/file: no such file"),
+    ({}, ["install", "--copy=/no/file"], "--copy=/no/file: no such file"),
+    ({}, ["supervise", "--copy=/no/file", *RUN], "--copy=/no/file: no such"),
+    ({}, ["run", *RUN, "--coordinator=a:1"], "--coordinator=a:1 is given by"),
+    ({}, ["run", *RUN, "--coordinator", "a:1"], "--coordinator is given by"),
+    ({}, ["resume", *RUN, "--num_processes=2"], "--num_processes=2 is given"),
+    (
+      {},
+      ["gke", "--image=i", *RUN, "--process_id=0"],
+      "--process_id=0 is give",
+    ),
+    ({}, ["run", *RUN, "--gin_file=no.gin"], "--gin_file=no.gin is not in the"),
+    ({}, ["run", *RUN, "--gin_file", "no.gin"], "--gin_file=no.gin is not in"),
+    ({}, ["supervise", *RUN, "--gin_file=no.gin"], "--gin_file=no.gin is not"),
   ],
 )
 def test_errors_name_what_to_give(desk, settings, args, message):
-  done = desk.launch(*args, **settings)
-  assert done.returncode == 2
-  assert message in done.stderr
-  assert not desk.calls()
+  for shows in ([], ["--print"]):
+    done = desk.launch(*shows, *args, **settings)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not desk.calls()
+
+
+@pytest.mark.parametrize(
+  "args",
+  [
+    ["create", "--copy=here", "--copy=gs://nowhere/here"],
+    ["install", "--git_ref=v1", "--git_url=https://x/y"],
+    ["run", *RUN, "--gin_file=/on/the/host.gin"],
+    ["run", *RUN, "--gin_file=../rlvr-files/mine.gin"],
+    ["run", *RUN, "--gin_file", "./gin/models/tiny.gin"],
+    ["run", "--git_url=https://x/y", *RUN, "--gin_file=theirs.gin"],
+    ["gke", "--image=i", *RUN, "--gin_file=the_images.gin"],
+    ["run", *RUN, "--gin.NAME='--process_id'", "--barrier_seconds=9"],
+  ],
+)
+def test_what_may_be_there_is_not_refused(desk, args):
+  (desk.folder / "here").mkdir()
+  done = desk.launch("--print", *args)
+  assert done.returncode == 0, done.stderr
+
+
+def test_a_configuration_must_be_committed(desk):
+  more = [*RUN, "--gin_file=new.gin"]
+  (desk.checkout / "new.gin").write_text("")
+  assert desk.launch("run", "--print", *more).returncode == 2
+  desk.git("add", ".")
+  desk.git("commit", "-qm", "two")
+  assert desk.launch("run", "--print", *more).returncode == 0
 
 
 def test_a_run_in_the_bucket_is_not_overwritten(desk):
