@@ -298,6 +298,9 @@ def main(argv: list[str] | None = None) -> int:
   # The reference is read only: as long as the policy is untrained they are one.
   reference = jax.tree.map(jnp.copy, params)
   state = step_lib.init_state(recipe, jax.random.key(1), params)
+  # Parameters that were read lie on a device for good and the rest doesn't yet:
+  # the second step would compile everything again.
+  state = jax.device_put(state, jax.devices()[0])
   del params
 
   if harness is None:
