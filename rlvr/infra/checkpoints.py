@@ -314,7 +314,8 @@ def _drop_unfinished_reads() -> None:
   show = sys.unraisablehook
 
   def hook(unraisable):
-    if not inspect.iscoroutine(unraisable.object):
+    late = "Event loop is closed" in str(unraisable.exc_value)
+    if not late and not inspect.iscoroutine(unraisable.object):
       show(unraisable)
 
   sys.unraisablehook = hook
