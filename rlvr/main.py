@@ -12,6 +12,7 @@ from typing import Any
 
 import gin
 
+_LOOPS = frozenset({"rlvr.loops.Reinforcement", "rlvr.loops.Supervised"})
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -111,7 +112,7 @@ def load_config(files: Sequence[str], bindings: Sequence[str]) -> None:
   Raises:
     FileNotFoundError: no such file.
     ValueError: an unknown parameter or function, or a macro that nothing uses;
-      each with the nearest known name.
+      each with the nearest known name. Or settings of a loop that isn't run.
   """
   gin.clear_config()
   gin.add_config_file_search_path(str(_ROOT))
@@ -134,7 +135,27 @@ def load_config(files: Sequence[str], bindings: Sequence[str]) -> None:
     # A task names a verifier that a supervised run has no use for; but a
     # mistyped macro in a file shows here too.
     print(f"macros bound in files and not used: {', '.join(unused)}")
+  _check_loop()
   gin.finalize()
+
+
+def _check_loop() -> None:
+  """Raises where another loop than the one that runs is set, to no effect."""
+  train = gin.config._CONFIG.get(("", "rlvr.train.train"), {})
+  loop = train.get("loop")
+  if not isinstance(loop, gin.config.ConfigurableReference):
+    return
+  runs = loop.configurable.selector
+  for other in _LOOPS - {runs}:
+    for (_, selector), parameters in gin.config._CONFIG.items():
+      if selector == other:
+        names = [f"{other.removeprefix('rlvr.')}.{name}" for name in parameters]
+        raise ValueError(
+          f"{', '.join(names)}: nothing reads it, as this run's loop is"
+          f" {runs.removeprefix('rlvr.')}. Leave out the --gin_file or binding"
+          " that sets it (gin/methods/ and gin/sampling/ are for"
+          " gin/runs/train.gin), or end with the other one of gin/runs/"
+        )
 
 
 def _references(value: Any):

@@ -80,9 +80,10 @@ class Recipe:
   micro_batches: int = 1
   passes_per_batch: int = 1
   # What the ratio π/π_old is taken against: the sampler's log-probs (nothing is
-  # computed for them; they are the trainer's where it scores with the sampler's
-  # temperature, as it does, and all of the distribution is sampled from), or
-  # the trainer's own before the first update. See `own_old_logprobs`.
+  # computed for them; they are the trainer's where both compute in float32 and
+  # all of the distribution is sampled from; with fewer bits the ratio holds the
+  # difference), or the trainer's own before the first update, see
+  # `own_old_logprobs`. `loops.Reinforcement` chooses by precision.
   old_logprobs: str = "behavior"
   even_groups: bool = True
   # Whether a greedy response to each prompt is sampled and verified as well:

@@ -32,6 +32,7 @@ from rlvr.infra.memory_budget import FittedProgram, budget_bytes
 from rlvr.outcome import Outcome
 from rlvr.recipe import Noise, Recipe, batch_key
 from rlvr.selection import Chooser, Rounds
+from rlvr.shapes import fused_shapes, signals_of_nothing, update_shapes
 from rlvr.types import (
   Array,
   Rollout,
@@ -93,6 +94,7 @@ class ReinforcementLoop:
     verifier = self._verifier
     self._fused = None
     self._by_memory: FittedProgram | None = None
+    self._shapes: Callable[[], tuple[Any, ...] | None] = lambda: None
     self._place = place = placement_of(recipe, setup)
     state, params, rows, whole = (
       *(place.state, place.params, place.batch, place.whole),
@@ -114,7 +116,9 @@ class ReinforcementLoop:
           out_shardings=(state, whole, rows, rows, None),
         )
 
-      self._fused = Recorded(self._fitted(make_fused))
+      self._fused = Recorded(
+        self._fitted(make_fused, lambda: fused_shapes(recipe, setup, place))
+      )
       self.programs = {"fused_step": self._fused}
       return
 
@@ -155,15 +159,37 @@ class ReinforcementLoop:
       place.jit(verify, in_shardings=(rows, whole), out_shardings=rows)
     )
     self._join = place.jit(step_lib.with_greedy_signals, out_shardings=rows)
-    self._update = Recorded(self._fitted(make_update))
+    self._update = Recorded(
+      self._fitted(
+        make_update,
+        lambda: update_shapes(
+          recipe,
+          setup,
+          place,
+          sample,
+          verify if self._on_device else signals_of_nothing(verifier),
+          weighted=settings.dynamic_sampling is not None,
+        ),
+      )
+    )
     self.programs = {
       "sample": self._sample,
       "verify": self._judge,
       "score_and_update": self._update,
     }
 
-  def _fitted(self, make: Callable[[Recipe], Any]) -> Any:
-    """Returns the program, for the micro-batches that memory allows."""
+  def _fitted(
+    self,
+    make: Callable[[Recipe], Any],
+    shapes: Callable[[], tuple[Any, ...] | None],
+  ) -> Any:
+    """Returns the program, for the micro-batches that memory allows.
+
+    Args:
+      make: recipe -> jitted function.
+      shapes: () -> what it will be called with, as shapes; None if that is not
+        known before the first batch.
+    """
     if not self._settings.fits_memory:
       return make(self.recipe)
     mesh, rules = self._place.mesh, self._place.rules
@@ -172,7 +198,27 @@ class ReinforcementLoop:
       self._settings.micro_batch_counts(sharding.ways("batch", mesh, rules)),
       budget_bytes(mesh.local_devices[0], self._settings.memory_budget_gb),
     )
+    self._shapes = shapes
     return self._by_memory
+
+  def fit(self) -> None:
+    """Finds the micro-batches that memory allows, before anything runs.
+
+    Nothing is done where their number is given, or already known; and where a
+    host verifier doesn't say which rewards it gives without responses: then the
+    first update finds it. Closes the loop where it raises.
+
+    Raises:
+      ValueError: none fits.
+    """
+    if self._by_memory is None or self._by_memory.count is not None:
+      return
+    try:
+      if (shapes := self._shapes()) is not None:
+        self._by_memory.fit(*shapes)
+    except BaseException:
+      self.close()
+      raise
 
   def dispatch(
     self, state: TrainState, *, step: int, drain: bool

@@ -200,6 +200,15 @@ class Placement(NamedTuple):
     """
     return jax.jit(on_mesh(function, self.mesh, self.rules), **settings)
 
+  def abstract(self, function: Callable[..., Any], *args: Any) -> Any:
+    """Returns the shapes of what the function gives on this mesh.
+
+    Args:
+      function: as `jax.eval_shape` takes it.
+      *args: arrays or shapes.
+    """
+    return jax.eval_shape(on_mesh(function, self.mesh, self.rules), *args)
+
 
 def placement(
   state: TrainState,

@@ -40,6 +40,9 @@ class SupervisedLoop:
     )
     self.programs = {"supervised_step": self._step}
 
+  def fit(self) -> None:
+    """Nothing to fit: the number of micro-batches is given."""
+
   def dispatch(
     self, state: TrainState, *, step: int, drain: bool
   ) -> tuple[TrainState, Outcome]:

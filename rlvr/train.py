@@ -115,7 +115,8 @@ def train(
     top_p: 1 is off.
     min_p: 0 is off.
     slots: responses that decode at a time, see `Sampling`; 0: all of a batch.
-    unroll_sampling: `Sampling.unroll_layers`; None: as `model` says.
+    unroll_sampling: `Sampling.unroll_layers`; None: unrolled on GPUs, else as
+      `model` says.
     attention: the policy's kernel, see `rlvr.models.kernels`; "auto" is the
       platform's. None: what `model` says.
     mesh: devices along (data, fsdp, tensor).
@@ -177,7 +178,7 @@ def train(
     top_p=top_p,
     min_p=min_p,
     slots=slots,
-    unroll_layers=unroll_sampling,
+    unroll_layers=models.unroll_sampling(platform, unroll_sampling),
     step_delimiters=delimiter_ids,
     max_steps=max_steps,
     rules=sampling_rules,
@@ -228,6 +229,10 @@ def train(
     setup = setup._replace(reference=params)
 
   folder = open_for_hosts(run_dir, resume=resume, checkpoint_dir=checkpoint_dir)
+  # While the folder holds nothing yet: what doesn't fit in memory leaves none.
+  running = loop.start(setup)
+  if not resume:
+    running.fit()
   checkpoints = Checkpoints(
     folder.checkpoints,
     keep=keep,
@@ -289,7 +294,6 @@ def train(
       f"examples left out: train {source.dropped}, held-out {heldout.dropped}"
     )
 
-  running = loop.start(setup)
   running.restore(restored)
   judge = eval_verifier.build(vocabulary)
   evaluate = Evaluator(

@@ -50,6 +50,7 @@ from rlvr.types import Signals
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import bench_slots
 import bench_step
+from bench_common import figures_file, positive
 
 AXES = ("batch", "length", "group", "slots")
 FACTORS = {
@@ -65,11 +66,22 @@ FIELDS = {
 
 
 def model_of(file: pathlib.Path) -> models.ModelConfig:
-  """Returns the model that a file of gin/models describes."""
+  """Returns the model that a file of gin/models describes.
+
+  Raises:
+    ValueError: it describes none.
+  """
   gin.clear_config()
-  gin.parse_config_file(str(file))
-  found = gin.query_parameter("%MODEL")
-  return found.scoped_configurable_fn()
+  try:
+    gin.parse_config_file(str(file))
+    found = gin.query_parameter("%MODEL")
+    return found.scoped_configurable_fn()
+  # Gin raises whatever the file's imports and bindings do.
+  except Exception as error:
+    reason = str(error).strip().partition("\n")[0]
+    raise ValueError(
+      f"{file} describes no model ({reason}): give one of gin/models/"
+    ) from error
 
 
 @dataclasses.dataclass
@@ -339,10 +351,11 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument(
     "--model", type=pathlib.Path, action="append", required=True
   )
-  parser.add_argument("--num_prompts", type=int, default=32)
-  parser.add_argument("--group_size", type=int, default=8)
-  parser.add_argument("--prompt_len", type=int, default=256)
-  parser.add_argument("--new_tokens", type=int, default=512)
+  count, amount = positive(int), positive(float)
+  parser.add_argument("--num_prompts", type=count, default=32)
+  parser.add_argument("--group_size", type=count, default=8)
+  parser.add_argument("--prompt_len", type=count, default=256)
+  parser.add_argument("--new_tokens", type=count, default=512)
   parser.add_argument(
     "--attention", action="append", help="a kernel, plain if none is given"
   )
@@ -351,17 +364,21 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--weights", help="while sampling: int8")
   parser.add_argument("--cache", help="while sampling: int8")
   parser.add_argument("--axis", action="append", choices=AXES)
-  parser.add_argument("--most", type=float, default=4, help="times the base")
-  parser.add_argument("--piece_tokens", type=int, default=32768)
-  parser.add_argument("--compile_threads", type=int, default=8)
-  parser.add_argument("--repeats", type=int, default=3)
-  parser.add_argument("--peak_tflops", type=float, help="of all devices")
-  parser.add_argument("--peak_gbs", type=float, help="memory, of all devices")
-  parser.add_argument("--figures", type=pathlib.Path, help="JSON to add to")
+  parser.add_argument("--most", type=amount, default=4, help="times the base")
+  parser.add_argument("--piece_tokens", type=count, default=32768)
+  parser.add_argument("--compile_threads", type=count, default=8)
+  parser.add_argument("--repeats", type=count, default=3)
+  parser.add_argument("--peak_tflops", type=amount, help="of all devices")
+  parser.add_argument("--peak_gbs", type=amount, help="memory, of all devices")
+  parser.add_argument("--figures", type=figures_file, help="JSON to add to")
   args = parser.parse_args(argv)
   for file in args.model:
     if not file.is_file():
       parser.error(f"--model={file} is no file: give one of gin/models/")
+    try:
+      model_of(file)
+    except ValueError as error:
+      parser.error(f"--model: {error}")
   variants = [
     variant_of(file, attention, args)
     for file in args.model

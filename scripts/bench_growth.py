@@ -17,10 +17,12 @@ Every point but those of `chain` is a process of its own, bench_step.py with the
 sizes as flags, so that none finds the others' memory. Beside each phase stands
 its limit: the operations at the best rates of this machine, which are measured
 first (a float32 matrix product and a sum over memory); where the figures have
-better ones of the same machine these count, for all axes.
+better ones of the same machine these count, for all its axes. Each axis says on
+which machine it was measured.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import os
@@ -29,11 +31,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from bench_common import figures_file, measured_on, positive
 
 from rlvr import advantages, models, objectives, rewards
 from rlvr import step as step_lib
@@ -105,18 +109,6 @@ def machine() -> dict[str, float]:
     x = jnp.ones((count,), jnp.float32)
     moved.append(4 * count / best(functools.partial(total, x), 10))
   return {"flops": max(rates), "bytes": max(moved)}
-
-
-def processor() -> str:
-  """Returns the device's name; on Linux a CPU has the one of its maker."""
-  kind = jax.devices()[0].device_kind
-  file = pathlib.Path("/proc/cpuinfo")
-  if kind != "cpu" or not file.exists():
-    return kind
-  for line in file.read_text().splitlines():
-    if line.startswith("model name"):
-      return line.partition(":")[2].strip()
-  return kind
 
 
 def limits(sizes: dict[str, int], rates: dict[str, float]) -> dict[str, float]:
@@ -222,13 +214,25 @@ def grown(axis: str, steps: int, rates: dict[str, float]) -> Iterator[dict]:
     }
 
 
+def fixed_of(axis: str) -> dict[str, int]:
+  """Returns the sizes that all points of an axis share, for the page."""
+  points = [{**BASE, **change} for change in AXES[axis]]
+  names = ("num_prompts", "group_size", "prompt_len", "new_tokens")
+  sizes = {k: points[0][k] for k in names}
+  sizes["parameters"] = models.num_params(config_of(points[0]))
+  varying = {k for p in points for k in p if p[k] != points[0][k]}
+  if varying - set(names):
+    varying.add("parameters")
+  return {k: v for k, v in sizes.items() if k not in varying}
+
+
 def one_machines_rates(
   file: pathlib.Path, machine: str, rates: dict[str, float]
 ) -> dict[str, float]:
   """Returns the best rates that a machine showed in this run or those before.
 
   What the file has of it is held against them too, so that the limits of all
-  axes are of one machine.
+  its axes are of the same rates.
 
   Args:
     file: figures; may not be there.
@@ -237,13 +241,19 @@ def one_machines_rates(
   """
   text = file.read_text() if file.exists() else ""
   saved = json.loads(text) if text else {}
-  if saved.get("machine") != machine:
+
+  def here(name: str) -> bool:
+    own = saved.get(name, {}).get("machine", saved.get("machine"))
+    return name in saved and own == machine
+
+  names = [axis for axis in AXES if here(f"growth_{axis}")]
+  if not names:
     return rates
-  names = [axis for axis in AXES if f"growth_{axis}" in saved]
   found = [saved[f"growth_{axis}"]["rates"] for axis in names]
   rates = {k: max([v, *(r[k] for r in found)]) for k, v in rates.items()}
   for axis in names:
     figures = saved[f"growth_{axis}"] | {"rates": rates}
+    figures["fixed"] = fixed_of(axis)
     for change, point in zip(AXES[axis], figures["points"], strict=False):
       point["limits"] = limits({**BASE, **change}, rates)
     add_figures(file, f"growth_{axis}", figures)
@@ -251,7 +261,7 @@ def one_machines_rates(
 
 
 def links(count: int) -> list[rewards.Transform]:
-  """Returns a chain's transforms on outcome and step rewards, and credit."""
+  """Returns a chain's transforms on outcome and step rewards."""
   cycle = (
     lambda: rewards.log_sigmoid(reference=0.5, reward="even"),
     lambda: rewards.clip_steps(eta=0.5, reward="process"),
@@ -261,8 +271,8 @@ def links(count: int) -> list[rewards.Transform]:
   return [cycle[i % len(cycle)]() for i in range(count)]
 
 
-def chain_points(repeats: int) -> Iterator[dict]:
-  """Gives the seconds of `score_batch` with chains of more and more links."""
+def chain_batch() -> tuple[Rollout, Signals]:
+  """Returns 256 responses of 128 tokens in 16 steps, and two rewards of each."""
   P, G, T, K = 32, 8, 128, 16
   B = P * G
   rng = np.random.default_rng(0)
@@ -278,43 +288,106 @@ def chain_points(repeats: int) -> Iterator[dict]:
     completion_mask=jnp.ones((B, T), bool),
     behavior_logprobs=jnp.zeros((B, T), jnp.float32),
     group=jnp.repeat(jnp.arange(P, dtype=jnp.int32), G),
-    step_index=jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32) // 8, (B, T)),
+    step_index=jnp.broadcast_to(
+      jnp.arange(T, dtype=jnp.int32) * K // T, (B, T)
+    ),
     finished=jnp.ones((B,), bool),
   )
   signals = Signals(
     outcome={"even": jnp.asarray(rng.random(B), jnp.float32)},
     step={"process": jnp.asarray(rng.random((B, K)), jnp.float32)},
   )
+  return rollout, signals
+
+
+def both_rewards() -> rewards.Transform:
+  """Returns advantages of which both chained rewards are a part.
+
+  What an estimator doesn't read XLA removes, with the transforms before it.
+  """
+  return advantages.token_leave_one_out(reward="process", outcome="even")
+
+
+def chain_score(
+  config: models.ModelConfig,
+  count: int,
+  *,
+  estimator: rewards.Transform | None = None,
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+  """Returns `score_batch` with so many links, jitted, and its state's maker."""
+  rollout, signals = chain_batch()
+  recipe = Recipe(
+    model=config,
+    sampling=Sampling(
+      max_tokens=rollout.tokens.shape[1],
+      end_id=-1,
+      pad_id=0,
+      max_steps=signals.step["process"].shape[1],
+    ),
+    num_prompts=rollout.num_prompts,
+    group_size=rollout.tokens.shape[0] // rollout.num_prompts,
+    chain=rewards.chain(
+      *links(count),
+      rewards.min_form(reward="process"),
+      estimator or both_rewards(),
+    ),
+    terms=(objectives.clipped_policy_gradient(clip_low=0.2, clip_high=0.2),),
+    reduction=objectives.sequence_mean,
+    optimizer=optax.sgd(1e-3),
+    probe_settings=ProbeSettings(end_id=-1),
+    total_steps=1,
+    has_reference=False,
+  )
+
+  @jax.jit
+  def run(state, rollout, signals):
+    scores, chain_state, _ = step_lib.score_batch(
+      recipe, state, None, rollout, signals
+    )
+    return scores.advantages, scores.metrics, chain_state
+
+  make = functools.partial(step_lib.init_state, recipe, jax.random.key(1))
+  return run, make
+
+
+def check_reads(run: Callable[[Signals], Any], signals: Signals) -> None:
+  """Raises RuntimeError where the advantages don't follow one of the rewards.
+
+  Args:
+    run: from signals to (advantages, ...).
+    signals: with outcome and step rewards.
+  """
+  before = run(signals)[0]
+  for kind in ("outcome", "step"):
+    twice = jax.tree.map(lambda x: 2 * x, getattr(signals, kind))
+    after = run(dataclasses.replace(signals, **{kind: twice}))[0]
+    if bool(jnp.array_equal(before, after)):
+      raise RuntimeError(
+        f"the advantages don't depend on the {kind} reward"
+        f" {', '.join(twice)}: its transforms were removed and would be timed as"
+        " nothing; end the chain with an estimator that reads it"
+      )
+
+
+def chain_points(rounds: int) -> Iterator[dict]:
+  """Gives the seconds of `score_batch` with chains of more and more links.
+
+  The chains take turns, so that what disturbs the machine disturbs all of them.
+  """
   config = config_of(BASE)
   params = models.init(config, jax.random.key(0))
+  rollout, signals = chain_batch()
+  calls = {}
   for count in LINKS:
-    recipe = Recipe(
-      model=config,
-      sampling=Sampling(max_tokens=T, end_id=-1, pad_id=0, max_steps=K),
-      num_prompts=P,
-      group_size=G,
-      chain=rewards.chain(
-        *links(count),
-        rewards.min_form(reward="process"),
-        advantages.group_relative(scale_by_std=True, reward="even"),
-      ),
-      terms=(objectives.clipped_policy_gradient(clip_low=0.2, clip_high=0.2),),
-      reduction=objectives.sequence_mean,
-      optimizer=optax.sgd(1e-3),
-      probe_settings=ProbeSettings(end_id=-1),
-      total_steps=1,
-      has_reference=False,
-    )
-    state = step_lib.init_state(recipe, jax.random.key(1), params)
-
-    @jax.jit
-    def run(state, rollout, signals, recipe=recipe):
-      scores, chain_state, _ = step_lib.score_batch(
-        recipe, state, None, rollout, signals
-      )
-      return scores.advantages, scores.metrics, chain_state
-
-    seconds = best(functools.partial(run, state, rollout, signals), repeats)
+    run, make_state = chain_score(config, count)
+    score = functools.partial(run, make_state(params), rollout)
+    check_reads(score, signals)
+    calls[count] = functools.partial(score, signals)
+  least = dict.fromkeys(LINKS, float("inf"))
+  for _ in range(rounds):
+    for count, call in calls.items():
+      least[count] = min(least[count], best(call, 3))
+  for count, seconds in least.items():
     yield {"value": count, "score": seconds}
 
 
@@ -324,31 +397,36 @@ def main(argv: list[str] | None = None) -> int:
   )
   names = (*AXES, "chain")
   parser.add_argument("--axis", action="append", choices=names)
-  parser.add_argument("--steps", type=int, default=3, help="that are timed")
   parser.add_argument(
-    "--figures", type=pathlib.Path, default=ROOT / "docs/performance.json"
+    "--steps", type=positive(int), default=3, help="that are timed"
+  )
+  parser.add_argument(
+    "--figures",
+    type=figures_file,
+    default=str(ROOT / "docs/performance.json"),
   )
   args = parser.parse_args(argv)
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
   rates = machine()
-  about = f"{os.cpu_count()} cores, {processor()}"
+  origin = measured_on()
   print(
-    f"{about}: {rates['flops'] / 1e9:.1f} GFLOP/s,"
+    f"{origin['machine']}: {rates['flops'] / 1e9:.1f} GFLOP/s,"
     f" {rates['bytes'] / 1e9:.1f} GB/s",
     flush=True,
   )
-  rates = one_machines_rates(args.figures, about, rates)
-  add_figures(args.figures, "machine", about)
+  rates = one_machines_rates(args.figures, origin["machine"], rates)
   for axis in args.axis or names:
     points = []
     found = (
-      chain_points(50) if axis == "chain" else grown(axis, args.steps, rates)
+      chain_points(500) if axis == "chain" else grown(axis, args.steps, rates)
     )
     for point in found:
       print(axis, json.dumps(point), flush=True)
       points.append(point)
       # As they come: the last ones take minutes.
-      figures = {"rates": rates, "points": points}
+      figures = {"rates": rates, "points": points} | origin
+      if axis != "chain":
+        figures["fixed"] = fixed_of(axis)
       add_figures(args.figures, f"growth_{axis}", figures)
   return 0
 

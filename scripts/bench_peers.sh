@@ -34,4 +34,5 @@ found=()
 for item in roofline rlvr "${peers[@]}"; do
   found+=("$results/$item".rlvr*.json)
 done
-"$python" "$root/scripts/bench_ratios.py" --figures="$root/docs/performance.json" "${found[@]}"
+JAX_PLATFORMS=cpu "$python" "$root/scripts/bench_ratios.py" \
+  --figures="$root/docs/performance.json" "${found[@]}"

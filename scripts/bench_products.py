@@ -13,7 +13,6 @@ seconds and GFLOP/s of each.
 """
 
 import argparse
-import pathlib
 import sys
 import time
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import bench_step
 import jax
 import jax.numpy as jnp
+from bench_common import figures_file, measured_on, positive
 
 from rlvr.infra.performance_page import add_figures
 
@@ -88,12 +88,13 @@ def main(argv: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--rows", type=int, default=64, help="responses")
-  parser.add_argument("--steps", type=int, default=127, help="tokens of each")
-  parser.add_argument("--repeats", type=int, default=5)
-  parser.add_argument("--figures", type=pathlib.Path, help="JSON to add to")
+  count = positive(int)
+  parser.add_argument("--rows", type=count, default=64, help="responses")
+  parser.add_argument("--steps", type=count, default=127, help="tokens of each")
+  parser.add_argument("--repeats", type=count, default=5)
+  parser.add_argument("--figures", type=figures_file, help="JSON to add to")
   for name, value in SHAPE.items():
-    parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument(f"--{name}", type=count, default=value)
   args = parser.parse_args(argv)
   shape = {name: getattr(args, name) for name in SHAPE}
   jitted = jax.jit(run, static_argnums=2)
@@ -118,7 +119,8 @@ def main(argv: list[str] | None = None) -> int:
   add("peak", took, 2 * 1024**3 / 1e9)
   about = f"{args.rows} responses of {args.steps} tokens, {size:,} parameters"
   if args.figures:
-    add_figures(args.figures, "products", {"about": about, "rows": rows})
+    found = {"about": about, "rows": rows}
+    add_figures(args.figures, "products", found | measured_on())
   return 0
 
 

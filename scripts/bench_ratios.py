@@ -4,13 +4,17 @@
 
 Each file holds one JSON line: a library's step, or the machine's limits. Files of
 one library are rounds; the table has the medians over rounds. The faster peer is
-the one with the shorter step.
+the one with the shorter step. --figures names the machine that this runs on: run
+it where the files were measured, as bench_peers.sh does.
 """
 
+import argparse
 import json
 import pathlib
 import statistics
 import sys
+
+from bench_common import figures_file, measured_on
 
 from rlvr.infra.performance_page import add_figures
 
@@ -69,16 +73,16 @@ def _kept(found: dict[str, list[dict]], machine: list[dict]) -> dict:
   }
 
 
-def main(paths: list[str]) -> int:
-  """Prints the table; returns 2 without results."""
-  page = None
-  if paths and paths[0].startswith("--figures="):
-    page, paths = pathlib.Path(paths[0].partition("=")[2]), paths[1:]
-  if not paths:
-    print(__doc__, file=sys.stderr)
-    return 2
+def main(argv: list[str] | None = None) -> int:
+  """Prints the table; returns 1 where a file has no result."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--figures", type=figures_file, help="JSON to add to")
+  parser.add_argument("paths", nargs="+", metavar="RESULT.json")
+  args = parser.parse_args(argv)
   try:
-    found = read(paths)
+    found = read(args.paths)
   except (OSError, ValueError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
@@ -102,8 +106,9 @@ def main(paths: list[str]) -> int:
       cells = " | ".join(f"{limit[p] / ours:.2f}" for p, ours in shares)
       print(f"| rlvr, share of the limit | | | {cells} | |")
     print("gigaflop/s at best:", round(median(machine, "peak_gflops"), 1))
-  if page is not None and machine and "rlvr" in table:
-    add_figures(page, "peers", _kept(found, machine))
+  if args.figures and machine and "rlvr" in table:
+    kept = _kept(found, machine) | measured_on()
+    add_figures(args.figures, "peers", kept)
   own = table.pop("rlvr", None)
   if own and table:
     peer = min(table, key=lambda lib: table[lib][0])
@@ -114,4 +119,4 @@ def main(paths: list[str]) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main(sys.argv[1:]))
+  sys.exit(main())

@@ -30,6 +30,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from bench_common import figures_file, measured_on, positive
 
 from rlvr import models
 from rlvr.infra.performance_page import add_figures
@@ -63,21 +64,24 @@ def main(argv: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--figures", type=pathlib.Path, help="JSON to add to")
-  parser.add_argument("--responses", type=int, default=256)
-  parser.add_argument("--slots", type=int, default=64)
-  parser.add_argument("--group_size", type=int, default=8)
-  parser.add_argument("--prompt_len", type=int, default=64)
-  parser.add_argument("--mean", type=float, default=64, help="tokens")
+  count = positive(int)
+  parser.add_argument("--figures", type=figures_file, help="JSON to add to")
+  parser.add_argument("--responses", type=count, default=256)
+  parser.add_argument("--slots", type=count, default=64)
+  parser.add_argument("--group_size", type=count, default=8)
+  parser.add_argument("--prompt_len", type=count, default=64)
+  parser.add_argument("--mean", type=positive(float), default=64, help="tokens")
   parser.add_argument("--sigma", type=float, default=1.0, help="of the log")
-  parser.add_argument("--cap", type=int, default=512, help="tokens")
-  parser.add_argument("--repeats", type=int, default=3)
+  parser.add_argument("--cap", type=count, default=512, help="tokens")
+  parser.add_argument("--repeats", type=count, default=3)
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--tunix_python", help="python of its environment")
   parser.add_argument("--harness", type=pathlib.Path, help="other libraries'")
   args = parser.parse_args(argv)
   if (args.tunix_python is None) != (args.harness is None):
     parser.error("give --tunix_python and --harness together, or neither")
+  if args.sigma < 0:
+    parser.error(f"--sigma={args.sigma} must be 0 or more")
   if args.responses % args.slots or args.slots % args.group_size:
     parser.error(
       f"--responses={args.responses} must be a multiple of --slots={args.slots},"
@@ -98,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     other=other,
   )
   if args.figures:
-    add_figures(args.figures, "slots", found)
+    add_figures(args.figures, "slots", found | measured_on())
   seconds = {road["name"]: road["seconds"] for road in found["roads"]}
   for name, took in seconds.items():
     if name != "slots":

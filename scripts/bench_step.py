@@ -45,6 +45,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from bench_common import figures_file, measured_on, positive
 
 from rlvr import advantages, models, objectives, rewards
 from rlvr import step as step_lib
@@ -201,6 +202,34 @@ def recipe_of(
   )
 
 
+def problem_of(args: argparse.Namespace) -> str | None:
+  """Returns what is wrong with flags that exclude or need one another."""
+  flag, ignored = "", ()
+  if args.harness is not None:
+    flag, ignored = "--harness", (*WORKLOAD, *SHAPE, "warmup", "steps")
+  elif args.checkpoint is not None:
+    flag, ignored = "--checkpoint", tuple(SHAPE)
+  for name in ignored:
+    if getattr(args, name) is not None:
+      return (
+        f"--{name} has no effect beside {flag}, whose folder says it: leave one"
+        " out"
+      )
+  for folder, file in (
+    (args.harness, "common.py"),
+    (args.checkpoint, "config.json"),
+  ):
+    if folder is not None and not (folder / file).is_file():
+      return f"{folder} has no {file}: give another folder"
+  if args.check and args.harness is None:
+    return "--check compares with a harness: give --harness"
+  if args.figures is not None and args.trace is None:
+    return "--figures is for the table of --trace: give both"
+  if args.warmup is not None and args.warmup < 0:
+    return f"--warmup={args.warmup} must be 0 or more"
+  return None
+
+
 def main(argv: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -209,18 +238,27 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--harness", type=pathlib.Path)
   parser.add_argument("--check", action="store_true")
   parser.add_argument("--compute_dtype", default="float32")
-  parser.add_argument("--micro_batches", type=int, default=4)
-  parser.add_argument("--warmup", type=int, default=2)
-  parser.add_argument("--steps", type=int, default=5)
+  parser.add_argument("--micro_batches", type=positive(int), default=4)
+  parser.add_argument("--warmup", type=int, help="steps before, 2 if not given")
+  parser.add_argument("--steps", type=positive(int), help="5 if not given")
   parser.add_argument("--scan_layers", action="store_true")
   parser.add_argument("--remat", action="store_true")
-  parser.add_argument("--peak_tflops", type=float, help="of all devices")
+  parser.add_argument(
+    "--peak_tflops", type=positive(float), help="of all devices"
+  )
   parser.add_argument("--no_wait", action="store_true")
   parser.add_argument("--trace", type=pathlib.Path, help="of one more step")
-  parser.add_argument("--figures", type=pathlib.Path, help="JSON for its table")
-  for name, value in (WORKLOAD | SHAPE).items():
-    parser.add_argument(f"--{name}", type=type(value))
+  parser.add_argument("--figures", type=figures_file, help="JSON for its table")
+  for name, value in WORKLOAD.items():
+    # A temperature or a weight may be 0.
+    kind = positive(int) if isinstance(value, int) else float
+    parser.add_argument(f"--{name}", type=kind)
+  for name in SHAPE:
+    parser.add_argument(f"--{name}", type=positive(int))
   args = parser.parse_args(argv)
+  if problem := problem_of(args):
+    parser.error(problem)
+  args.warmup, args.steps = _or(args.warmup, 2), _or(args.steps, 5)
   workload = {k: _or(getattr(args, k), v) for k, v in WORKLOAD.items()}
 
   harness, checkpoint = None, args.checkpoint
@@ -260,6 +298,9 @@ def main(argv: list[str] | None = None) -> int:
   # The reference is read only: as long as the policy is untrained they are one.
   reference = jax.tree.map(jnp.copy, params)
   state = step_lib.init_state(recipe, jax.random.key(1), params)
+  # Parameters that were read lie on a device for good and the rest doesn't yet:
+  # the second step would compile everything again.
+  state = jax.device_put(state, jax.devices()[0])
   del params
 
   if harness is None:
@@ -315,7 +356,7 @@ def main(argv: list[str] | None = None) -> int:
     for row in rows:
       print(" | ".join(map(str, row)), file=sys.stderr)
     if args.figures is not None:
-      add_figures(args.figures, "trace", rows)
+      add_figures(args.figures, "trace", {"rows": rows} | measured_on())
 
   notes = (
     f"sample_batch | score_batch | update, {config.compute_dtype},"

@@ -6,7 +6,12 @@
   python scripts/make_scaling_page.py --page          # from the figures there are
 
 Figures are added to those in docs/scaling.json as they come, so that a run that
-is broken off, or several at a time, lose nothing. Needs libtpu.
+is broken off, or several at a time, lose nothing. Needs libtpu. Ends with 1
+where something doesn't fit, 2 where the command line is wrong.
+
+Each configuration's figures carry a digest of what its programs depend on;
+figures of another are stale. Figures from before there was one have none: they
+count as the present configuration's, and --page fills it in, this once.
 """
 
 import argparse
@@ -27,6 +32,7 @@ import jax  # noqa: E402
 
 from rlvr import models  # noqa: E402
 from rlvr.infra import scaling  # noqa: E402
+from rlvr.infra.chips import check_compiler  # noqa: E402
 from rlvr.infra.program_memory import Memory  # noqa: E402
 from rlvr.infra.programs import size_text  # noqa: E402
 from rlvr.infra.scaling_page import scaling_page  # noqa: E402
@@ -54,26 +60,76 @@ def settings_of(one: scaling.Shipped) -> dict:
     "prompt_length": job.prompt_length,
     "response_length": recipe.sampling.max_tokens,
     "micro_batch": scaling.piece_size(job),
+    "digest": scaling.digest(job),
   }
 
 
-def save(file: pathlib.Path, name: str, settings: dict, found: dict) -> None:
-  """Adds figures of one configuration to the file."""
+def stale(before: dict, settings: dict) -> bool:
+  """Returns whether figures are of another configuration than this.
+
+  Args:
+    before: what the file has of a configuration.
+    settings: from `settings_of`. A digest that the file lacks is no difference.
+  """
+  return any(
+    before.get(name) != value
+    for name, value in settings.items()
+    if name != "digest" or name in before
+  )
+
+
+def change(file: pathlib.Path, how: Callable[[dict[str, Any]], None]) -> None:
+  """Changes the file's figures, while no other process does."""
   file.touch()
   with open(file, "r+", encoding="utf-8") as f:
     fcntl.flock(f, fcntl.LOCK_EX)
     text = f.read()
     every = json.loads(text) if text else {}
-    before = every.get(name, {})
-    if any(before.get(k) != v for k, v in settings.items()):
-      before = {}  # the configuration has changed: its figures are stale
-    programs = before.get("programs", {})
-    for program, new in found.items():
-      programs[program] = programs.get(program, {}) | new
-    every[name] = settings | {"programs": programs}
+    how(every)
     f.seek(0)
     f.truncate()
     f.write(json.dumps(every, indent=1, sort_keys=True) + "\n")
+
+
+def save(file: pathlib.Path, name: str, settings: dict, found: dict) -> None:
+  """Adds figures of one configuration to the file."""
+
+  def add(every):
+    before = every.get(name, {})
+    programs = {} if stale(before, settings) else before["programs"]
+    for program, new in found.items():
+      programs[program] = programs.get(program, {}) | new
+    every[name] = settings | {"programs": programs}
+
+  change(file, add)
+
+
+def fill_in(file: pathlib.Path, compiler: str | None) -> None:
+  """Adds to the file's figures what those from before it was kept lack.
+
+  The digest, where all other settings are the present ones; and the compiler.
+
+  Args:
+    file: of the figures.
+    compiler: version to fill in; None leaves it open.
+  """
+
+  def add(every):
+    for one in scaling.shipped():
+      if (entry := every.get(one.name)) is None:
+        continue
+      if "digest" not in entry:
+        settings = settings_of(one)
+        if stale(entry, settings):
+          print(f"{one.name}: settings have changed, no digest filled in")
+        else:
+          entry["digest"] = settings["digest"]
+          print(f"{one.name}: digest filled in")
+      for program in entry["programs"].values():
+        if compiler is not None and program.get("compiler") is None:
+          program["compiler"] = compiler
+
+  change(file, add)
 
 
 def known(file: pathlib.Path, name: str, settings: dict, program: str) -> dict:
@@ -81,7 +137,7 @@ def known(file: pathlib.Path, name: str, settings: dict, program: str) -> dict:
   if not file.exists():
     return {}
   before = json.loads(file.read_text(encoding="utf-8") or "{}").get(name, {})
-  if any(before.get(k) != v for k, v in settings.items()):
+  if stale(before, settings):
     return {}
   return before["programs"].get(program, {})
 
@@ -134,6 +190,28 @@ def search(
   found(*scaling.largest(fits, first, guess=guess))
 
 
+def chosen_by(args: argparse.Namespace) -> list[scaling.Shipped]:
+  """Returns what to compile.
+
+  Raises:
+    ValueError: a flag that names nothing.
+    ModuleNotFoundError: no compiler.
+  """
+  every = {one.name: one for one in scaling.shipped()}
+  for name in args.only or ():
+    if name not in every:
+      raise ValueError(f"--only={name}: gin/scale has {', '.join(every)}")
+  for program in args.programs.split(","):
+    if program not in PROGRAMS:
+      raise ValueError(f"--programs: {program!r} is none of {PROGRAMS}")
+  if args.page:
+    if not args.figures.exists():
+      raise ValueError(f"--figures={args.figures}: no such file")
+    return []
+  check_compiler()
+  return [every[name] for name in args.only or every]
+
+
 def main() -> int:
   """Runs the command line; returns the exit status."""
   parser = argparse.ArgumentParser(
@@ -150,15 +228,28 @@ def main() -> int:
     action="store_true",
     help="keep the figures that there are, and go on with what is missing",
   )
-  parser.add_argument("--page", action="store_true", help="compile nothing")
+  parser.add_argument(
+    "--page",
+    action="store_true",
+    help="compile nothing; fill in the digests that figures lack",
+  )
+  parser.add_argument(
+    "--compiler",
+    metavar="VERSION",
+    help="with --page: libtpu's, for figures that don't say which made them",
+  )
   parser.add_argument(
     "--figures", type=pathlib.Path, default=docs / "scaling.json"
   )
   parser.add_argument("--out", type=pathlib.Path, default=docs / "scaling.md")
   args = parser.parse_args()
-  chosen = [] if args.page else scaling.shipped()
-  if args.only:
-    chosen = [scaling.shipped_of(name) for name in args.only]
+  try:
+    chosen = chosen_by(args)
+  except (ValueError, ModuleNotFoundError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  if args.page:
+    fill_in(args.figures, args.compiler)
   code = 0
   for one in chosen:
     settings = settings_of(one)

@@ -3,13 +3,15 @@
     python scripts/measure_shards.py
 
 Compiles score and update for simulated CPU devices, without running them, and
-prints what XLA's buffer assignment says, and what the program sends. Needs no accelerator; the parts that
-XLA fuses elsewhere (softmax, attention) take less there.
+prints what XLA's buffer assignment says, and what the program sends when every
+response has its full length. Needs no accelerator; the parts that XLA fuses
+elsewhere (softmax, attention) take less there. In brackets the least that a
+device must hold and send, see `limits`.
 """
 
 import argparse
 import os
-import pathlib
+import sys
 
 # Before JAX reads its flags.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -20,13 +22,15 @@ os.environ["XLA_FLAGS"] = (
 import jax
 import jax.numpy as jnp
 import optax
+from bench_common import figures_file, measured_on, positive
 
-from rlvr import models, sharding, step
+from rlvr import meshes, models, sharding, step
 from rlvr.advantages import group_relative
 from rlvr.infra.hlo import read_work
 from rlvr.infra.performance_page import add_figures
 from rlvr.meshes import MeshShape, make_mesh
 from rlvr.objectives import clipped_policy_gradient, token_mean
+from rlvr.packing import piece_shapes
 from rlvr.probes.compute import ProbeSettings
 from rlvr.rewards.algebra import chain
 from rlvr.sampling import Sampling
@@ -34,6 +38,8 @@ from rlvr.types import Prompts, Rollout, Signals
 
 _SHAPES = (
   (1, 1, 1),
+  (2, 1, 1),
+  (4, 1, 1),
   (8, 1, 1),
   (1, 2, 1),
   (1, 4, 1),
@@ -72,7 +78,11 @@ def recipe_of(prompts: int, group_size: int, tokens: int) -> step.Recipe:
 
 
 def compiled(recipe: step.Recipe, shape: tuple[int, int, int]):
-  """Returns score and update, compiled for a mesh of the first devices."""
+  """Returns score and update, compiled for a mesh of the first devices.
+
+  With them into how many pieces responses of full length are packed, which is
+  how often the program's loop over them runs.
+  """
   count = shape[0] * shape[1] * shape[2]
   mesh = make_mesh(MeshShape(*shape), jax.devices()[:count])
   state = step.abstract_state(recipe)
@@ -107,16 +117,58 @@ def compiled(recipe: step.Recipe, shape: tuple[int, int, int]):
     out_shardings=(place.state, place.whole),
   )
   signals = Signals(outcome={"reward": array(jnp.float32, B)})
-  return run.lower(state, rollout, signals).compile()
+  with meshes.use(place.mesh, place.rules):
+    *_, longest = piece_shapes(
+      recipe.packing,
+      rows=B,
+      length=T,
+      prompt_length=T,
+      most_rows=B // recipe.micro_batches,
+    )
+  return run.lower(state, rollout, signals).compile(), -(-B // longest.rows)
 
 
-def main():
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--prompts", type=int, default=16)
-  parser.add_argument("--group_size", type=int, default=4)
-  parser.add_argument("--tokens", type=int, default=128)
-  parser.add_argument("--figures", type=pathlib.Path, help="JSON to add to")
-  args = parser.parse_args()
+def limits(
+  recipe: step.Recipe, shape: tuple[int, int, int]
+) -> dict[str, float]:
+  """Returns the least bytes that a device must hold and send in a step.
+
+  held: the state over fsdp x tensor devices.
+  sent: over n = data x fsdp devices 2 (n - 1) / n of the gradient's bytes (an
+    all-reduce; or each parameter gathered once and its gradient scattered), and
+    over t = tensor devices 2 (t - 1) / t of each layer's activations of the
+    responses, four times: attention and MLP, forward and backward.
+  """
+  data, fsdp, tensor = shape
+  config, n = recipe.model, data * fsdp
+  state = step.abstract_state(recipe)
+  size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+  gradient = 4 * models.num_params(config) / tensor
+  tokens = recipe.num_prompts * recipe.group_size * recipe.sampling.max_tokens
+  layer = 4 * config.embed_dim * tokens / n
+  return {
+    "held": size / (fsdp * tensor),
+    "sent": 2 * (n - 1) / n * gradient
+    + 2 * (tensor - 1) / tensor * 4 * config.num_layers * layer,
+  }
+
+
+def main(argv: list[str] | None = None) -> int:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  count = positive(int)
+  parser.add_argument("--prompts", type=count, default=16)
+  parser.add_argument("--group_size", type=count, default=4)
+  parser.add_argument("--tokens", type=count, default=128)
+  parser.add_argument("--figures", type=figures_file, help="JSON to add to")
+  args = parser.parse_args(argv)
+  most = max(data * fsdp for data, fsdp, _ in _SHAPES)
+  if args.prompts % most:
+    parser.error(
+      f"--prompts={args.prompts} must be a multiple of {most}, the most devices"
+      " over which prompts are cut"
+    )
   recipe = recipe_of(args.prompts, args.group_size, args.tokens)
   print(
     f"{models.num_params(recipe.model):,} parameters, {args.prompts} prompts x"
@@ -127,13 +179,23 @@ def main():
   )
   print("|---|---|---|---|---|")
   lines = []
+  fixed = {
+    "num_prompts": args.prompts,
+    "group_size": args.group_size,
+    "prompt_len": args.tokens,
+    "new_tokens": args.tokens,
+    "parameters": models.num_params(recipe.model),
+    **{k: getattr(recipe.model, k) for k in ("embed_dim", "num_layers")},
+  }
   for shape in _SHAPES:
-    program = compiled(recipe, shape)
+    program, pieces = compiled(recipe, shape)
     found = program.memory_analysis()
     sent = {
       kind: one.sent_bytes
       for kind, one in read_work(
-        program.as_text(), num_devices=shape[0] * shape[1] * shape[2]
+        program.as_text(),
+        num_devices=shape[0] * shape[1] * shape[2],
+        unbounded=pieces,
       ).collectives.items()
     }
     held, temporary = (
@@ -141,9 +203,11 @@ def main():
       for n in (found.argument_size_in_bytes, found.temp_size_in_bytes)
     )
     name = " x ".join(map(str, shape))
+    least = limits(recipe, shape)
     print(
-      f"| {name} | {held:.1f} | {temporary:.1f} | {held + temporary:.1f} |"
-      f" {sum(sent.values()) / 2**20:.1f} |",
+      f"| {name} | {held:.1f} ({least['held'] / 2**20:.1f}) | {temporary:.1f} |"
+      f" {held + temporary:.1f} | {sum(sent.values()) / 2**20:.1f}"
+      f" ({least['sent'] / 2**20:.1f}) |",
       flush=True,
     )
     lines.append(
@@ -152,11 +216,14 @@ def main():
         "held": found.argument_size_in_bytes,
         "temporaries": found.temp_size_in_bytes,
         "sent": sent,
+        "limits": least,
       }
     )
     if args.figures:
-      add_figures(args.figures, "devices", lines)
+      kept = {"lines": lines, "fixed": fixed} | measured_on()
+      add_figures(args.figures, "devices", kept)
+  return 0
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(main())

@@ -101,6 +101,21 @@ def test_scale_parses_and_uses_its_macros(scale):
   assert main.unused_macros() == []
 
 
+@pytest.mark.parametrize("precision", ["int8", "bfloat16"])
+def test_what_a_supervised_run_has_no_use_for_is_refused(precision):
+  chosen = ["models/tiny", "tasks/arithmetic", "runs/supervised"]
+  with pytest.raises(
+    ValueError, match=r"Reinforcement\.precision: .*loop is loops\.Supervised"
+  ):
+    main.load_config(files(*chosen, f"sampling/{precision}"), [])
+  with pytest.raises(ValueError, match=r"Reinforcement\.depth: nothing reads"):
+    main.load_config(files(*chosen), ["loops.Reinforcement.depth = 1"])
+  main.load_config(files(*chosen), ["loops.Supervised.micro_batches = 2"])
+  rl = ["models/tiny", "tasks/arithmetic", "methods/grpo", "runs/train"]
+  with pytest.raises(ValueError, match=r"Supervised\.micro_batches: nothing"):
+    main.load_config(files(*rl), ["loops.Supervised.micro_batches = 2"])
+
+
 def test_an_unused_macro_is_seen(tmp_path):
   extra = tmp_path / "extra.gin"
   extra.write_text("LEARNING_RTE = 1\n")

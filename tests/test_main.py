@@ -213,6 +213,38 @@ def test_run_folder_of_another_run(tmp_path, capsys):
   fails(runs.argv("train", folder, "STEPS=1"), capsys, "--resume")
 
 
+def test_the_platform_says_how_a_run_decodes(tmp_path, capsys, monkeypatch):
+  arguments = runs.argv(
+    "train",
+    tmp_path / "r",
+    *("models.ModelConfig.unroll_layers=False", "SLOTS=8"),
+  )
+
+  def plan():
+    assert main.main([*arguments, "--dry_run"]) == 0
+    return " ".join(capsys.readouterr().out.split())
+
+  assert "8 of 16 responses at a time, in refilled slots; a loop" in plan()
+  # As if this machine's platform were a GPU's.
+  monkeypatch.setattr("rlvr.models.kernels._GPUS", ("cpu",))
+  assert "in refilled slots; an operation for each layer" in plan()
+
+
+def test_memory_that_does_not_suffice_leaves_the_folder_free(tmp_path, capsys):
+  def command(budget):
+    return runs.argv(
+      "train",
+      tmp_path / "r",
+      "STEPS=1",
+      "MICRO_BATCHES='auto'",
+      f"loops.Reinforcement.memory_budget_gb={budget}",
+    )
+
+  fails(command(1e-6), capsys, "not even micro_batches=", "memory_budget_gb")
+  assert not list((tmp_path / "r").iterdir())
+  assert main.main(command(2)) == 0, capsys.readouterr().err
+
+
 def test_unwritable_run_folder(tmp_path, capsys):
   blocker = tmp_path / "file"
   blocker.write_text("")

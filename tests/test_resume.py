@@ -16,7 +16,7 @@ _BINDINGS = (
   "STEPS=36",
   "SAVE_EVERY=5",
   "EVALUATE_EVERY=18",
-  "loops.Reinforcement.depth=1",
+  "DEPTH=1",
   "LEARNING_RATE=0.01",
 )
 _CLOCK = ("time", "throughput")

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import json
+import logging
+import re
 import time
 
 import jax
@@ -81,6 +83,9 @@ class Source:
       rows=numbers % 12,
       parts=parts,
     )
+
+  def seek(self, position, part_draws=None):
+    self.position, self.part_draws = position, list(part_draws or [0, 0])
 
 
 def right(prompt_token, first_token):
@@ -545,6 +550,28 @@ def test_sampling_ahead_with_rounds_is_the_same_after_a_drain():
 # Micro-batches by memory.
 
 
+class Compiled(logging.Handler):
+  """The names of the programs that are compiled while it is entered."""
+
+  def __init__(self):
+    super().__init__()
+    self.names = []
+
+  def emit(self, record):
+    if found := re.match(r"Compiling jit\((\w+)\)", record.getMessage()):
+      self.names.append(found[1])
+
+  def of(self, *names):
+    return [name for name in self.names if name in names]
+
+  def __enter__(self):
+    logging.getLogger("jax").addHandler(self)
+    return self
+
+  def __exit__(self, *_):
+    logging.getLogger("jax").removeHandler(self)
+
+
 @pytest.mark.parametrize("host", [False, True])
 def test_micro_batches_by_memory(host):
   def first(**changes):
@@ -566,6 +593,55 @@ def test_micro_batches_by_memory(host):
   loop.restore({"micro_batches": 2})
   _, metrics, _ = advance(loop, state)
   assert metrics["update/micro_batches"] == 2
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {},
+    {"host": True},
+    {"dynamic_sampling": DYNAMIC},
+    {"budget": KnapsackBudget(reward="correct", low=1, high=8)},
+    {"host": True, "greedy_baseline": True},
+  ],
+)
+def test_memory_is_asked_before_anything_runs(changes):
+  auto = {"micro_batches": "auto", **changes}
+  loop = settings(memory_budget_gb=1e-6, **auto).start(setup())
+  with pytest.raises(ValueError, match=r"not even micro_batches=\d+ fits"):
+    loop.fit()
+  with jax.log_compiles(), Compiled() as compiled:
+    made = setup()
+    loop = settings(memory_budget_gb=1.0, **auto).start(made)
+    loop.fit()
+    assert made.source.position == 0
+    fitted = compiled.of("fused_step", "score_and_update")
+    assert len(fitted) == 1
+    state = jax.device_put(fresh(loop), loop._place.state)
+    _, metrics, _ = advance(loop, state, times=2)
+    assert metrics["update/micro_batches"] == 1
+    # The program that was measured is the one that ran.
+    assert compiled.of("fused_step", "score_and_update") == fitted
+    # Control: one that wasn't compiled before is seen.
+    loop = settings(memory_budget_gb=1.0, **auto).start(setup())
+    advance(loop, jax.device_put(fresh(loop), loop._place.state))
+    assert len(compiled.of("fused_step", "score_and_update")) == 2
+
+
+def test_a_verifier_that_takes_no_empty_batch_is_fitted_by_the_first(
+  monkeypatch,
+):
+  def start(self, responses, *rest):
+    assert responses, "no empty batch"
+    return real(self, responses, *rest)
+
+  real = HostVerifier.start
+  monkeypatch.setattr(HostVerifier, "start", start)
+  given = settings(host=True, micro_batches="auto", memory_budget_gb=1e-6)
+  loop = given.start(setup())
+  loop.fit()
+  with pytest.raises(ValueError, match="not even micro_batches=4 fits"):
+    advance(loop, fresh(loop))
 
 
 def test_micro_batches_that_are_no_number():

@@ -91,4 +91,4 @@ def test_a_run_samples_in_int8_and_says_how_far_it_is(tmp_path, capsys):
   # The same method as GRPO has nothing that weighs.
   other = runs.argv("train", tmp_path / "other", method="grpo")
   assert main.main([*other, int8]) == 1
-  assert "old_logprobs = 'recomputed'" in capsys.readouterr().err
+  assert "put truncated_importance_sampling" in capsys.readouterr().err

@@ -65,7 +65,13 @@ def job_from_gin(rewards: tuple[str, ...] = ()) -> Job:
   Raises:
     ValueError: not a reinforcement run, or settings that contradict each other.
   """
-  bound = gin.get_bindings("rlvr.train.train", resolve_references=False)
+  try:
+    bound = gin.get_bindings("rlvr.train.train", resolve_references=False)
+  except ValueError as error:  # no file has imported it
+    raise ValueError(
+      "the configuration has no run: give --gin_file=gin/runs/train.gin last,"
+      " after one each of gin/models/, gin/tasks/ and gin/methods/"
+    ) from error
   defaults = {
     name: p.default
     for name, p in inspect.signature(train).parameters.items()
@@ -90,6 +96,9 @@ def job_from_gin(rewards: tuple[str, ...] = ()) -> Job:
       f"the configuration doesn't say train.{missing[0]}: give one --gin_file"
       " each of gin/models/ and gin/tasks/"
     )
+  for name in ("prompt_length", "answer_length"):
+    if given[name] < 1:
+      raise ValueError(f"train.{name}={given[name]} must be at least 1 token")
   vocabulary = StandInVocabulary()
   delimiters = given["step_delimiters"]
   names = {f.name for f in dataclasses.fields(Sampling)}
@@ -100,7 +109,7 @@ def job_from_gin(rewards: tuple[str, ...] = ()) -> Job:
       "end_id": vocabulary.eos_id,
       "pad_id": vocabulary.pad_id,
       "rules": given["sampling_rules"],
-      "unroll_layers": given["unroll_sampling"],
+      "unroll_layers": models.unroll_sampling("tpu", given["unroll_sampling"]),
       "step_delimiters": tuple(
         i for text in delimiters for i in vocabulary.encode(text)
       ),

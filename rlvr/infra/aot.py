@@ -4,8 +4,9 @@
       [--mesh=data:1,fsdp:16,tensor:1] [--gin.X=Y]
 
 prints what sample, score and update take on each device, and ends with 1 where
-they don't fit in the chip's memory, 2 where the command line is wrong. Needs
-libtpu (pip install -e '.[tpu]'); reads no data and makes no arrays.
+they don't fit in the chip's memory, 2 where the command line is wrong or the
+compiler fails. Needs libtpu (pip install -r requirements-tpu.lock); reads no
+data and makes no arrays.
 """
 
 import argparse
@@ -20,8 +21,15 @@ from typing import Any
 # JAX starts, so that it doesn't look for chips.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import jax
+
 from rlvr.infra.abstract import job_from_gin
-from rlvr.infra.chips import Chip, chip_of, topology_devices
+from rlvr.infra.chips import (
+  Chip,
+  chip_of,
+  compiler_version,
+  topology_devices,
+)
 from rlvr.infra.programs import (
   PROGRAMS,
   Report,
@@ -102,6 +110,22 @@ def parse_args(
   return parser.parse_args(rest), bindings
 
 
+def check_output(path: str | None) -> None:
+  """Raises ValueError where --json can't be written: compiling takes minutes.
+
+  Args:
+    path: of the file; None or - for none.
+  """
+  if path in (None, "-"):
+    return
+  folder = os.path.dirname(os.path.abspath(path))
+  at = path if os.path.exists(path) else folder
+  if not os.path.isdir(folder) or not os.access(at, os.W_OK):
+    raise ValueError(f"--json={path}: no place that can be written")
+  if os.path.isdir(path):
+    raise ValueError(f"--json={path}: a folder; name a file in it")
+
+
 def as_dict(report: Report, chip: Chip) -> dict[str, Any]:
   """Returns a report's figures by name, for JSON."""
   share = report.model_flops_share(chip)
@@ -168,6 +192,13 @@ def report_text(report: Report, chip: Chip) -> str:
         f"{share[0]:.1%} of the peak with nothing overlapped, {share[1]:.1%}"
         " with all",
       )
+    if work.untimed_kernels:
+      row(
+        "kernels not counted",
+        f"{work.untimed_kernels} calls of Pallas kernels, of which the compiler"
+        " estimates no time: the time is more, the share less; nor are their"
+        " FLOPs in the program's",
+      )
   return "\n".join(lines)
 
 
@@ -176,6 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   args, bindings = parse_args(sys.argv[1:] if argv is None else argv)
   try:
     chip = chip_of(args.topology)
+    check_output(args.json)
     names = args.programs.split(",")
     if unknown := [name for name in names if name not in PROGRAMS]:
       raise ValueError(
@@ -188,7 +220,10 @@ def main(argv: Sequence[str] | None = None) -> int:
       shape = mesh_shape(args.mesh)
     devices = topology_devices(args.topology)
     reports = compile_programs(job, devices, chip, shape, names)
-  except (ValueError, OSError, TypeError, ModuleNotFoundError) as error:
+  except (
+    *(ValueError, OSError, TypeError, ModuleNotFoundError),
+    jax.errors.JaxRuntimeError,
+  ) as error:
     if os.environ.get("RLVR_TRACEBACK"):
       raise
     print(f"error: {error}", file=sys.stderr)
@@ -198,6 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   recipe = job.recipe
   head = {
     "topology": args.topology,
+    "compiler": compiler_version(),
     "devices": len(devices),
     "mesh": {"data": data, "fsdp": fsdp, "tensor": tensor},
     "chip": dataclasses.asdict(chip),

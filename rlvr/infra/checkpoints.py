@@ -12,7 +12,10 @@ parameters) can be read by a program that has no optimizer.
 """
 
 import contextlib
+import inspect
+import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -289,6 +292,7 @@ def _damage_named(
     raise  # deleting the checkpoint would be no help
   # Orbax and TensorStore raise anything, up to a bare Exception.
   except Exception as error:
+    _drop_unfinished_reads()
     others = [other for other in manager.all_steps() if other != step]
     raise ValueError(
       f"checkpoint {step} in {folder} can't be read ({_first_line(error)}): "
@@ -298,6 +302,23 @@ def _damage_named(
         else "there is no other"
       )
     ) from error
+
+
+def _drop_unfinished_reads() -> None:
+  """Keeps Python from printing in full each read that was under way as well.
+
+  asyncio logs those whose result nobody asked for, and the interpreter those
+  that are left behind when it ends.
+  """
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+  show = sys.unraisablehook
+
+  def hook(unraisable):
+    late = "Event loop is closed" in str(unraisable.exc_value)
+    if not late and not inspect.iscoroutine(unraisable.object):
+      show(unraisable)
+
+  sys.unraisablehook = hook
 
 
 def _first_line(error: BaseException) -> str:

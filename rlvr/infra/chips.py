@@ -1,6 +1,9 @@
 """TPU chips by what Google publishes of them, and topologies by name."""
 
 import dataclasses
+import importlib.metadata
+import importlib.util
+import math
 import os
 from typing import Any
 
@@ -12,11 +15,12 @@ class Chip:
   peak_flops: bfloat16 FLOP/s.
   hbm_bytes: memory as published (decimal or binary GB, as the page has it).
   usable_bytes: what the compiler lets a program use, as its own message of
-    running out of memory says (libtpu 0.0.51).
+    running out of memory says (libtpu 0.0.42), or a hundredth of a GiB less.
   hbm_bandwidth: bytes/s.
   link_bandwidth: bytes/s that a chip can send over all of its links.
   flops_per_cycle: bfloat16 FLOPs of its matrix units a cycle; with the peak
     this gives the clock.
+  largest_slice: as published; with its dimensions, all slices' number of them.
   source: the page.
   """
 
@@ -27,6 +31,7 @@ class Chip:
   hbm_bandwidth: float
   link_bandwidth: float
   flops_per_cycle: int
+  largest_slice: tuple[int, ...]
   source: str
 
   @property
@@ -51,6 +56,7 @@ CHIPS = {
       hbm_bandwidth=1200e9,
       link_bandwidth=300e9,
       flops_per_cycle=8 * _MXU,
+      largest_slice=(16, 16, 16),
       source=_DOCS + "v4",
     ),
     Chip(
@@ -61,6 +67,7 @@ CHIPS = {
       hbm_bandwidth=819e9,
       link_bandwidth=200e9,
       flops_per_cycle=4 * _MXU,
+      largest_slice=(16, 16),
       source=_DOCS + "v5e",
     ),
     Chip(
@@ -71,6 +78,7 @@ CHIPS = {
       hbm_bandwidth=2765e9,
       link_bandwidth=600e9,
       flops_per_cycle=8 * _MXU,
+      largest_slice=(16, 16, 24),
       source=_DOCS + "v5p",
     ),
     Chip(
@@ -81,6 +89,7 @@ CHIPS = {
       hbm_bandwidth=1638e9,
       link_bandwidth=400e9,
       flops_per_cycle=16 * _MXU,
+      largest_slice=(16, 16),
       source=_DOCS + "v6e",
     ),
   )
@@ -94,16 +103,56 @@ def chip_of(topology: str) -> Chip:
     topology: as Cloud TPU writes it: "v5e:4x4", "v5p:2x2x4".
 
   Raises:
-    ValueError: no known chip, or no size behind it.
+    ValueError: no known chip, no size behind it, or none that its slices have.
   """
   name, _, size = topology.partition(":")
   dims = size.split("x")
-  if name not in CHIPS or not all(d.isdigit() and int(d) for d in dims):
+  if name not in CHIPS or not all(d.isdecimal() and int(d) for d in dims):
     raise ValueError(
       f"--topology={topology}: write CHIP:SIZE such as v5e:4x4 or v5p:2x2x4;"
       f" the chips are {', '.join(CHIPS)}"
     )
-  return CHIPS[name]
+  chip = CHIPS[name]
+  _check_size(topology, [int(d) for d in dims], chip)
+  return chip
+
+
+def _check_size(topology: str, dims: list[int], chip: Chip) -> None:
+  """Raises ValueError for a size that the compiler takes amiss.
+
+  It compiles v5e:2x2x2 as some 8 chips, and aborts the process at v5e:16x32. A
+  plane is bounded on each side; the cubes of a 3-D slice are joined freely.
+  """
+  largest = chip.largest_slice
+  published = f"{chip.name}:{'x'.join(map(str, largest))}"
+  if len(dims) != len(largest):
+    raise ValueError(
+      f"--topology={topology}: {chip.name} slices have {len(largest)}"
+      f" dimensions, as {published} has"
+    )
+  if math.prod(dims) > math.prod(largest) or (
+    len(dims) == 2 and max(dims) > max(largest)
+  ):
+    raise ValueError(
+      f"--topology={topology}: the largest slice is {published} ({chip.source})"
+    )
+
+
+def check_compiler() -> None:
+  """Raises ModuleNotFoundError where the compiler, libtpu, isn't installed."""
+  if importlib.util.find_spec("libtpu") is None:
+    raise ModuleNotFoundError(
+      "compiling for a TPU needs its compiler, the package libtpu: pip install"
+      " -r requirements-tpu.lock"
+    )
+
+
+def compiler_version() -> str | None:
+  """Returns libtpu's version, such as 0.0.42; None where it isn't installed."""
+  try:
+    return importlib.metadata.version("libtpu")
+  except importlib.metadata.PackageNotFoundError:
+    return None
 
 
 def topology_devices(topology: str) -> list[Any]:
@@ -116,14 +165,8 @@ def topology_devices(topology: str) -> list[Any]:
     ValueError: an unknown topology.
     ModuleNotFoundError: libtpu isn't installed.
   """
-  import importlib.util
-
   chip = chip_of(topology)
-  if importlib.util.find_spec("libtpu") is None:
-    raise ModuleNotFoundError(
-      "compiling for a TPU needs its compiler, the package libtpu: pip install"
-      " -e '.[tpu]'"
-    )
+  check_compiler()
   # No chip is opened: no question to a cloud's metadata server (minutes of
   # waiting elsewhere), and no quarrel with a process that holds the chips.
   for name, value in (

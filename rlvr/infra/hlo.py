@@ -21,6 +21,7 @@ import numpy as np
 _BITS = {"pred": 8, "token": 0, "opaque": 0}
 _SHAPE = re.compile(r"([a-z]+[0-9a-z]*)\[([0-9,]*)\]")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
+_END = re.compile(r"^\}\s*$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"(?:^|[\s}])([a-z][a-z0-9\-]*)\(")
 _CALLED = re.compile(
@@ -36,6 +37,8 @@ _CONSTANT = re.compile(r"^[su]32\[\]\S* constant\((\d+)\)")
 _GROUP_LIST = re.compile(r"replica_groups=\{\{([0-9,]*)\}")
 _GROUP_IOTA = re.compile(r"replica_groups=\[\d+,(\d+)\]<=")
 _GROUP_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
+# A Pallas kernel of a TPU; of its time the compiler knows nothing.
+_KERNEL = 'custom_call_target="tpu_custom_call"'
 _AXIS = re.compile(r"'(\w+)'=(\d+)")
 _WINDOW = re.compile(r"window=\{([^}]*)\}")
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
@@ -79,17 +82,19 @@ class Collective:
 class Work:
   """What one device does in a run of the program.
 
-  flops: of matrix products and convolutions.
+  flops: of matrix products and convolutions, without those in kernels.
   cycles: the compiler's estimates of its instructions, one after the other;
     collectives have none. 0: it gave none.
   collectives: by kind.
   loops: largest bounds of the loops, for display.
+  untimed_kernels: how often a kernel runs that the cycles don't have.
   """
 
   flops: int
   cycles: int
   collectives: dict[str, Collective]
   loops: tuple[int, ...]
+  untimed_kernels: int = 0
 
 
 def shape_bytes(text: str) -> int:
@@ -113,29 +118,44 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
   Raises:
     ValueError: it has no entry computation.
   """
-  computations: dict[str, list[Instruction]] = {}
-  current: list[Instruction] | None = None
+  lines: dict[str, list[str]] = {}
+  current: list[str] | None = None
   entry = ""
   for line in text.splitlines():
     if current is None:
       if head := _HEAD.match(line):
-        current = computations.setdefault(head.group(2), [])
+        current = lines.setdefault(head.group(2), [])
         entry = head.group(2) if head.group(1) else entry
-    elif line.startswith("}"):
+    elif _END.match(line):
       current = None
-    elif found := _INSTRUCTION.match(line):
-      name, rest = found.group(2), found.group(3)
-      if opcode := _OPCODE.search(rest):
-        inside = rest[opcode.end() : rest.find(")", opcode.end())]
-        operands = tuple(re.findall(r"%([\w.\-]+)", inside))
-        current.append(
-          Instruction(
-            *(name, opcode.group(1), rest[: opcode.start()], operands, rest)
-          )
-        )
+    elif _INSTRUCTION.match(line):
+      current.append(line)
+    elif current:
+      # Attributes of kernels go on over several lines, the last of which begins
+      # with braces as the end of a computation does.
+      current[-1] += f" {line}"
   if not entry:
     raise ValueError("the text is no HLO module: it has no ENTRY computation")
-  return computations, entry
+  return {
+    name: [i for line in found if (i := _instruction(line))]
+    for name, found in lines.items()
+  }, entry
+
+
+def _instruction(line: str) -> Instruction | None:
+  """Returns what a line says, None if it names no operation."""
+  found = _INSTRUCTION.match(line)
+  if found is None or (opcode := _OPCODE.search(found.group(3))) is None:
+    return None
+  rest = found.group(3)
+  inside = rest[opcode.end() : rest.find(")", opcode.end())]
+  return Instruction(
+    name=found.group(2),
+    opcode=opcode.group(1),
+    result=rest[: opcode.start()],
+    operands=tuple(re.findall(r"%([\w.\-]+)", inside)),
+    text=rest,
+  )
 
 
 def _bound(computations, condition: str) -> int:
@@ -266,7 +286,7 @@ def read_work(
     ValueError: the text is no HLO module.
   """
   computations, entry = parse(text)
-  flops = cycles = 0
+  flops = cycles = kernels = 0
   loops: set[int] = set()
   # A fused collective stands in several fusions, in pieces, under one channel.
   # One that starts before a loop has pieces in each of its turns.
@@ -313,12 +333,14 @@ def read_work(
     return total
 
   def visit(name: str, times: int, timed: bool) -> None:
-    nonlocal flops, cycles
+    nonlocal flops, cycles, kernels
     flops += times * flops_of(name)
     shapes = {i.name: i.result for i in computations[name]}
     for i in computations[name]:
       if timed and (estimate := _CYCLES.search(i.text)):
         cycles += times * int(estimate.group(1))
+      elif timed and _KERNEL in i.text:
+        kernels += times
       kind = i.opcode.removesuffix("-start")
       if kind in COLLECTIVES:
         operand = sum(shape_bytes(shapes.get(o, "")) for o in i.operands)
@@ -360,4 +382,5 @@ def read_work(
     cycles=cycles,
     collectives={k: Collective(*sums[k]) for k in sorted(sums)},
     loops=tuple(sorted(loops, reverse=True)),
+    untimed_kernels=kernels,
   )

@@ -3,7 +3,7 @@
     loops.Reinforcement.micro_batches = 'auto'
     loops.Reinforcement.memory_budget_gb = 12
 
-The step is compiled for 1 micro-batch at its first call and measured by XLA's
+Before a run begins the step is compiled for 1 micro-batch and measured by XLA's
 own account; where that is over the budget the least number that fits is found by
 bisection over the numbers that divide the batch. The program that fits is the
 one that runs: it isn't compiled again. A resumed run takes the number that its
@@ -148,11 +148,11 @@ def _text(size: float) -> str:
 
 
 class FittedProgram:
-  """A jitted function whose micro-batches are chosen at its first call.
+  """A jitted function whose micro-batches are chosen at `fit` or the first call.
 
-  count: micro-batches; None before the first call. May be set before it, and is
-    then taken as it is.
-  metrics: what was chosen, empty before the first call.
+  count: micro-batches; None before they are chosen. May be set before that, and
+    is then taken as it is.
+  metrics: what was chosen, empty before.
   """
 
   def __init__(
@@ -177,6 +177,14 @@ class FittedProgram:
       "update/planned_gib": found.tried[found.micro_batches] / 2**30,
     }
     return self._program
+
+  def fit(self, *args: Any) -> None:
+    """Chooses the micro-batches; shapes are enough.
+
+    Raises:
+      ValueError: none fits.
+    """
+    self._chosen(args)
 
   def __call__(self, *args: Any) -> Any:
     return self._chosen(args)(*args)

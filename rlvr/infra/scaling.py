@@ -5,18 +5,27 @@ gin/scale/qwen2_5_7b_v5e_4x8.gin is gin/models/qwen2_5_7b.gin on v5e:4x8.
 """
 
 import dataclasses
+import hashlib
 import math
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rlvr import meshes
+import jax
+
+from rlvr import meshes, step
 from rlvr.infra.abstract import Job, job_from_gin
-from rlvr.infra.chips import Chip, chip_of, topology_devices
+from rlvr.infra.chips import (
+  Chip,
+  chip_of,
+  compiler_version,
+  topology_devices,
+)
 from rlvr.infra.program_memory import Memory
 from rlvr.infra.programs import Report, compile_program
 from rlvr.main import load_config
+from rlvr.rewards.algebra import Transform
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _NAME = re.compile(r"(?P<model>\w+)_(?P<chip>v\d+[a-z]?)_(?P<size>\d+(x\d+)+)")
@@ -84,6 +93,61 @@ def job_of(one: Shipped, bindings: Sequence[str] = ()) -> Job:
   """
   load_config(one.files, bindings)
   return job_from_gin()
+
+
+def _text(value: Any) -> str:
+  """Returns a value as text that is the same in every process.
+
+  Functions are given by their names, a chain by what its parts say of
+  themselves. What is off (None, False, 0, empty) is left out of dataclasses, so
+  that a new setting that is off changes nothing.
+  """
+  if isinstance(value, Transform):
+    return _text(value.spec)
+  fields: Any = getattr(value, "_fields", None)
+  if dataclasses.is_dataclass(value):
+    fields = [f.name for f in dataclasses.fields(value)]
+  if fields is not None:
+    given = {name: getattr(value, name) for name in sorted(fields)}
+    inside = (f"{k}={_text(v)}" for k, v in given.items() if v)
+    return f"{type(value).__name__}({', '.join(inside)})"
+  if isinstance(value, Mapping):
+    items = sorted((str(k), _text(v)) for k, v in value.items())
+    return "{" + ", ".join(f"{k}: {v}" for k, v in items) + "}"
+  if isinstance(value, (set, frozenset)):
+    return f"{{{', '.join(sorted(map(_text, value)))}}}"
+  if isinstance(value, (tuple, list)):
+    return f"({', '.join(map(_text, value))})"
+  if callable(value):
+    return getattr(value, "__qualname__", type(value).__name__)
+  return repr(value)
+
+
+def digest(job: Job) -> str:
+  """Returns 12 hexadecimal digits of what the job's programs depend on.
+
+  The model's configuration, sampling, batch, objective, lengths, mesh and
+  rules. Of the optimizer the state's shapes: its rates change no program's
+  size. Not the number of steps, and not the code.
+
+  Args:
+    job: from `job_of`.
+  """
+  recipe, given = job.recipe, job.settings
+  names = {f.name for f in dataclasses.fields(recipe)}
+  state = jax.tree_util.tree_leaves_with_path(step.abstract_state(recipe))
+  parts = {
+    **{n: getattr(recipe, n) for n in names - {"optimizer", "total_steps"}},
+    "state": [
+      (jax.tree_util.keystr(path), x.shape, str(x.dtype)) for path, x in state
+    ],
+    **{n: given[n] for n in ("mesh", "rules")},
+    "lengths": (job.prompt_length, job.answer_length),
+    "rewards": job.rewards,
+  }
+  # As of the recipe: a new field that is off changes nothing.
+  text = _text({name: value for name, value in parts.items() if value})
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def report_of(
@@ -173,6 +237,7 @@ def figures(report: Report, chip: Chip) -> dict[str, Any]:
   share = report.model_flops_share(chip)
   memory = report.memory
   return {
+    "compiler": compiler_version(),
     "fits": report.fits,
     "problem": report.problem,
     "memory": None

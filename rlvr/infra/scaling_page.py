@@ -7,7 +7,7 @@ _HEAD = """# What fits on which slice
 
 Written by `python scripts/make_scaling_page.py` from docs/scaling.json. Every
 row is a file of gin/scale, compiled ahead of time for its slice by the TPU
-compiler (`rlvr.infra.aot`); nothing here ran on a TPU. GRPO with AdamW, float32
+compiler, libtpu {compiler} (`rlvr.infra.aot`); nothing here ran on a TPU. GRPO with AdamW, float32
 parameters and moments, bfloat16 computation, layers recomputed in the backward
 pass; prompts of {prompt} tokens, {group} responses each of {response}.
 
@@ -21,6 +21,12 @@ pass; prompts of {prompt} tokens, {group} responses each of {response}.
 - **model FLOPs**: share of the chips' peak that the model's own FLOPs come to,
   by the compiler's estimate of the cycles and the links' published speed, with
   no collective behind computation. An estimate, to compare settings by.
+
+Not compiled again yet: updates of bfloat16 models, which now compute the old
+log-probs themselves (a forward pass more; the figures are with the sampler's),
+and sampling with the 32 B models, whose decoding got faster since, as the
+others' did (0.5 B on v5e: 11.8 to 8.0 s by the compiler's estimate; 5.2 s with
+`train.train.unroll_sampling = True`, which takes five times as long to compile).
 
 {table}
 A dash: not compiled yet; `>=`: known to fit, and the search isn't ended.
@@ -54,6 +60,11 @@ def scaling_page(figures: Mapping[str, Any]) -> str:
       " has one: compile those of gin/scale that differ again"
     )
   prompt, group, response = settings.pop()
+  compilers = {
+    program.get("compiler") or "of a version not kept"
+    for f in figures.values()
+    for program in f["programs"].values()
+  }
   rows = sorted(figures.items(), key=lambda x: (x[1]["num_params"], x[0]))
   lines = [
     f"| {' | '.join(_COLUMNS)} |",
@@ -70,7 +81,11 @@ def scaling_page(figures: Mapping[str, Any]) -> str:
   if problems:
     lines += ["What does not fit:", "", *problems, ""]
   return _HEAD.format(
-    prompt=prompt, group=group, response=response, table="\n".join(lines)
+    compiler=", ".join(sorted(compilers)),
+    prompt=prompt,
+    group=group,
+    response=response,
+    table="\n".join(lines),
   )
 
 

@@ -188,16 +188,18 @@ def parse_mesh(text: str) -> AbstractMesh:
   """Returns the mesh that a command line names, "data:2,fsdp:2,tensor:2".
 
   Raises:
-    ValueError: another axis, or a size that is no number above 0.
+    ValueError: another axis, one twice, or a size that is no number above 0.
   """
-  sizes = dict.fromkeys(AXES, 1)
+  sizes: dict[str, int] = {}
   for part in text.split(","):
     name, _, size = part.partition(":")
-    if name not in sizes or not size.isdecimal() or int(size) < 1:
+    if name not in AXES or not size.isdecimal() or int(size) < 1:
       raise ValueError(
         f"--mesh={text}: {part!r} is no axis with a size: write"
         " data:2,fsdp:2,tensor:2"
       )
+    if name in sizes:
+      raise ValueError(f"--mesh={text}: {name} is given twice")
     sizes[name] = int(size)
   return AbstractMesh(MeshShape(**sizes).over(math.prod(sizes.values())), AXES)
 

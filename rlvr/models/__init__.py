@@ -17,7 +17,7 @@ from rlvr.models.decoding import decode, prefill
 from rlvr.models.gguf_weights import load_gguf
 from rlvr.models.heads import TokenStatistics, token_statistics
 from rlvr.models.huggingface import load_huggingface, save_huggingface
-from rlvr.models.kernels import for_platform
+from rlvr.models.kernels import for_platform, unroll_sampling
 from rlvr.models.lora import (
   joined,
   merge_lora,
@@ -59,6 +59,7 @@ __all__ = [
   "token_statistics",
   "trained",
   "unembedding",
+  "unroll_sampling",
   "values",
   "without_adapters",
 ]

@@ -139,17 +139,15 @@ def attend_token(
   k_BxKxDxU: Array | Quantized,
   v_BxKxUxD: Array | Quantized,
   mask: Array,
-  token_k_BxKxD: Array | Quantized,
-  token_v_BxKxD: Array | Quantized,
   *,
+  token: tuple[Array | Quantized, Array | Quantized] | None = None,
   scale: float | None = None,
   softcap: float | None = None,
 ) -> Array:
   """Returns attention of one token of each response, [B, H, D].
 
   The same as `attend_shared` for T = 1, from keys and values that lie as the
-  products read them; the token's own are beside those before it. Responses
-  are group-major with B/P for each prompt.
+  products read them. Responses are group-major with B/P for each prompt.
 
   Args:
     q_BxHxD: queries.
@@ -158,9 +156,9 @@ def attend_token(
     prompt_mask: bool [P, S] or [P, 1, S].
     k_BxKxDxU: keys of the responses.
     v_BxKxUxD: values of the responses.
-    mask: bool [1 or B, 1, U], true on the tokens before that are seen.
-    token_k_BxKxD: the token's keys, as they will be kept.
-    token_v_BxKxD: its values, likewise.
+    mask: bool [1 or B, 1, U].
+    token: the token's own keys and values [B, K, D], as they will be kept, where
+      they aren't among the responses' yet.
     scale: multiplies queries; None: D ** -0.5.
     softcap: see `softcapped`; of the scores.
   """
@@ -170,12 +168,6 @@ def attend_token(
   q = q_BxHxD.reshape(B, K, R, D) * (scale or D**-0.5)
   own = score("bkrd,bkdu->bkru", q, k_BxKxDxU)
   own = jnp.where(mask[:, None], softcapped(own, softcap), _MASKED)
-  token_k, token_v = (
-    dequantize(x)[:, :, None] for x in (token_k_BxKxD, token_v_BxKxD)
-  )
-  # Of one key each, sums rather than products of matrices.
-  token = (q.astype(jnp.float32) * token_k).sum(-1, keepdims=True)
-  token = softcapped(token, softcap)
 
   def grouped(x):
     """[B, K, R, n] -> [P, K, G·R, n]: a prompt's keys are read once."""
@@ -193,13 +185,19 @@ def attend_token(
   most = jnp.maximum(
     own.max(-1, keepdims=True), ungrouped(shared.max(-1, keepdims=True))
   )
-  most = jnp.maximum(most, token)
+  if token is not None:
+    token_k, token_v = (dequantize(x)[:, :, None] for x in token)
+    # Of one key each, sums rather than products of matrices.
+    last = (q.astype(jnp.float32) * token_k).sum(-1, keepdims=True)
+    last = softcapped(last, softcap)
+    most = jnp.maximum(most, last)
   own, shared = jnp.exp(own - most), jnp.exp(shared - grouped(most))
-  token = jnp.exp(token - most)
   total = own.sum(-1, keepdims=True) + ungrouped(shared.sum(-1, keepdims=True))
-  total = total + token
   dtype = q_BxHxD.dtype
-  out = weigh("bkru,bkud->bkrd", own, v_BxKxUxD, dtype) + token * token_v
+  out = weigh("bkru,bkud->bkrd", own, v_BxKxUxD, dtype)
+  if token is not None:
+    last = jnp.exp(last - most)
+    total, out = total + last, out + last * token_v
   out = out + ungrouped(
     weigh("pkgs,pksd->pkgd", shared, prompt_v_PxKxSxD, dtype)
   )

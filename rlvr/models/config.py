@@ -13,6 +13,11 @@ _SIZES = (
 )
 _ACTIVATIONS = ("silu", "gelu_tanh")
 _KINDS = ("global", "local")
+_REMAT: dict[bool | str | None, bool | str] = {
+  **{None: False, False: False},
+  **{True: True, "full": True},
+  "dots": "dots",
+}
 _ATTENTION = ("plain", "xla", "cudnn", "splash", "splash_interpret", "auto")
 PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")
 
@@ -138,7 +143,10 @@ class ModelConfig:
   value_head: bool = False  # one number per token, on the trunk
   lora: LoRA | None = None  # None: everything is trained
   compute_dtype: str = "float32"  # of activations; parameters stay float32
-  remat: bool = False  # recompute a layer's activations in the backward pass
+  # What of a layer is computed again in the backward pass. None or False:
+  # nothing. True or "full": everything, only its input is kept. "dots": all but
+  # products with parameters, which are kept: less time, more memory.
+  remat: bool | str | None = False
   unroll_layers: bool = False  # faster small models on CPU, slower compilation
   attention: str = "plain"  # the kernel, see rlvr.models.kernels
   # Logits (tokens x vocabulary) that a device holds at once while log-probs are
@@ -172,6 +180,15 @@ class ModelConfig:
         f"ModelConfig.activation={self.activation!r}: give one of"
         f" {_ACTIVATIONS}"
       )
+    if (
+      not isinstance(self.remat, bool | str | None) or self.remat not in _REMAT
+    ):
+      raise ValueError(
+        f"ModelConfig.remat={self.remat!r}: give False, True (or 'full') or"
+        " 'dots', which recomputes all but products with parameters"
+      )
+    # One value for one meaning: programs are kept by the config.
+    object.__setattr__(self, "remat", _REMAT[self.remat])
     # Gin gives a list.
     object.__setattr__(self, "layer_pattern", tuple(self.layer_pattern))
     if not self.layer_pattern or set(self.layer_pattern) - set(_KINDS):

@@ -150,7 +150,11 @@ def scan_layers(body, config: ModelConfig, carry, params, *more):
     return body(carry, *layer)
 
   if config.remat:
-    step = jax.checkpoint(step, prevent_cse=False)
+    policy = None
+    if config.remat == "dots":
+      policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    # Unrolled, the compiler would take what is computed again for the first.
+    step = jax.checkpoint(step, prevent_cse=config.unroll_layers, policy=policy)
   return jax.lax.scan(
     step,
     carry,

@@ -283,7 +283,11 @@ def decode(
   x = embed(params, config, tokens[:, None])
   steps = position.reshape(-1, 1)  # [1 or B, 1]
   places = jnp.arange(U, dtype=jnp.int32)[None]
-  visible = (places < steps)[:, None]
+  # Where layers are unrolled each is written before it is read. Those in a loop
+  # are written once all were read: XLA for TPU would copy a layer's keys that
+  # were written in the same turn. On CPUs a token beside the others costs more.
+  at_once = config.unroll_layers
+  visible = (places <= steps if at_once else places < steps)[:, None]
   length = reading.prompt_mask.shape[1] + U
   angles = angles_by_kind(
     config, reading.prompt_lengths[:, None] + jnp.broadcast_to(steps, (B, 1))
@@ -301,25 +305,27 @@ def decode(
       kept_like(own.keys, k[:, 0], -1),
       kept_like(own.values, v[:, 0], -1),
     )
+    if at_once:
+      own = _write(own, *token, position)
     attended = attend_token(
       q[:, 0],
       *prompt,
       of_layer(prompt_masks, is_local),
       *own,
       of_layer(own_masks, is_local),
-      *token,
+      token=None if at_once else token,
       **score_settings(config),
     )
-    return block.finish(x, attended[:, None]), token
+    return block.finish(x, attended[:, None]), own if at_once else token
 
   if config.unroll_layers:
-    tokens_kept = []
+    written = []
     for i, kind in enumerate(config.layer_kinds):
       prompt = Cache(reading.prompts.keys[i], reading.prompts.values[i])
       own = Cache(cache.keys[i], cache.values[i])
-      x, token = layer_step(x, reading.layers[i], prompt, own, kind)
-      tokens_kept.append(token)
-    keys, values = zip(*tokens_kept, strict=True)
+      x, own = layer_step(x, reading.layers[i], prompt, own, kind)
+      written.append(own)
+    cache = Cache(*zip(*written, strict=True))
   else:
     kinds = config.layer_kinds
     flags = None
@@ -329,11 +335,9 @@ def decode(
     def body(x, scanned):
       return layer_step(x, *scanned)
 
-    # What is read is written only when all layers have read it: XLA for TPU
-    # would copy a layer's keys that were written in the same turn.
     x, (keys, values) = jax.lax.scan(
       body, x, (reading.layers, reading.prompts, cache, flags)
     )
-  cache = _write(cache, keys, values, position)
+    cache = _write(cache, keys, values, position)
   hidden = final_norm(params, config, x[:, 0])
   return hidden, constrain_cache(cache, config)

@@ -256,7 +256,8 @@ _KERNELS = {
   "splash_interpret": _SPLASH,
 }
 # A GPU's platform has either name, by where in JAX one reads it.
-_BY_PLATFORM = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}
+_GPUS = ("gpu", "cuda")
+_BY_PLATFORM = {"tpu": "splash"} | dict.fromkeys(_GPUS, "cudnn")
 
 
 def choose(config: ModelConfig) -> Kernel:
@@ -301,3 +302,16 @@ def for_platform(
     )
   except ValueError:  # the config refuses what the kernel lacks
     return dataclasses.replace(config, attention="plain")
+
+
+def unroll_sampling(platform: str, asked: bool | None = None) -> bool | None:
+  """Returns `Sampling.unroll_layers` for a platform.
+
+  On GPUs a loop over the layers reads each layer's weights and keys through a
+  copy: decoding took 1.75 times as long as unrolled (docs/performance.md).
+
+  Args:
+    platform: see `for_platform`.
+    asked: what goes before; None: unrolled on GPUs, else as the model says.
+  """
+  return True if asked is None and platform in _GPUS else asked

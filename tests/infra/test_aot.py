@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from rlvr.infra import abstract, aot, programs
@@ -21,7 +22,7 @@ from tests import runs
 
 needs_compiler = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None,
-  reason="needs the TPU compiler: pip install libtpu",
+  reason="needs the TPU compiler: pip install -r requirements-tpu.lock",
 )
 FILES = [
   str(runs.ROOT / "gin" / f"{name}.gin")
@@ -79,6 +80,22 @@ def test_a_small_topology(tmp_path):
 
 
 @needs_compiler
+def test_kernels_hide_nothing_of_the_program_around_them(tmp_path):
+  file = tmp_path / "figures.json"
+  flags = ("--topology=v5e:2x2", "--mesh=fsdp:4", "--programs=update")
+  # Without packing there is one length to compile.
+  more = ["ATTENTION='splash'", "loops.Reinforcement.packing=None"]
+  done = run(*flags, f"--json={file}", bindings=[*SMALL, *more])
+  assert done.returncode == 0, done.stderr
+  (update,) = json.loads(file.read_text())["programs"]
+  # Of attention's own products, in the kernels, the compiler lists none.
+  assert 0.7 < update["work"]["flops"] / update["model_flops"] < 1.5
+  # Forward, and two kernels backward, of a layer at least.
+  assert update["work"]["untimed_kernels"] >= 3
+  assert "calls of Pallas kernels" in done.stdout
+
+
+@needs_compiler
 def test_what_does_not_fit_ends_with_1():
   model = str(runs.ROOT / "gin/models/qwen2_5_7b.gin")
   done = run(
@@ -102,6 +119,15 @@ def test_what_does_not_fit_ends_with_1():
       marks=needs_compiler,
     ),
     (["--topology=v5e:2x2", "--mesh=fdsp:4"], "AXIS:SIZE"),
+    (["--topology=v5e:2x2x2"], "2 dimensions"),
+    (["--topology=v5e:16x32"], "largest slice is v5e:16x16"),
+    # Found before anything is compiled.
+    (["--topology=v5e:2x2", "--json=/nope/x.json"], "--json=/nope/x.json"),
+    (["--topology=v5e:2x2", "--json=/"], "a folder"),
+    (
+      ["--topology=v5e:2x2", "--gin.train.train.prompt_length=0"],
+      "train.prompt_length=0",
+    ),
   ],
 )
 def test_wrong_usage_ends_with_2(capsys, flags, message):
@@ -122,6 +148,26 @@ def test_another_run_than_reinforcement_is_refused(capsys):
   flags = [f"--gin_file={f}" for f in files]
   assert aot.main([*flags, "--topology=v5e:2x2"]) == 2
   assert "runs/train.gin" in capsys.readouterr().err
+
+
+def test_a_configuration_without_a_run_is_refused():
+  """In a process of its own: gin keeps what others have registered."""
+  done = run("--topology=v5e:2x2", files=FILES[:1], bindings=[])
+  assert done.returncode == 2
+  assert "gin/runs/train.gin" in done.stderr
+
+
+def test_a_compiler_that_fails_is_no_program_that_does_not_fit(
+  capsys, monkeypatch
+):
+  def fail(*_):
+    raise jax.errors.JaxRuntimeError("INTERNAL: nobody knows")
+
+  monkeypatch.setattr(aot, "topology_devices", lambda _: [None] * 4)
+  monkeypatch.setattr(aot, "compile_programs", fail)
+  files = [f"--gin_file={f}" for f in FILES]
+  assert aot.main([*files, "--topology=v5e:2x2"]) == 2
+  assert "nobody knows" in capsys.readouterr().err
 
 
 def test_meshes_from_the_command_line():
@@ -163,6 +209,14 @@ def test_figures_by_hand():
   assert found.model_flops_share(chip) == pytest.approx((0.5, 0.75))
   text = aot.report_text(found, chip)
   assert "50.0% of the peak with nothing overlapped, 75.0%" in text
+
+
+def test_kernels_without_an_estimate_are_named():
+  text = aot.report_text(report(), CHIPS["v5e"])
+  assert "kernels" not in text
+  work = dataclasses.replace(report().work, untimed_kernels=12)
+  text = aot.report_text(report(work=work), CHIPS["v5e"])
+  assert "12 calls of Pallas kernels" in text
 
 
 def test_a_program_that_cannot_be_read_still_has_its_memory():

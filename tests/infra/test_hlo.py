@@ -1,5 +1,7 @@
 """What a program does, read from its text: each number by hand."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -180,6 +182,37 @@ def test_a_loop_bounded_by_data_and_a_switch_in_it():
   assert work.flops == 7 * 2 * 512
   assert work.loops == (7,)
   assert hlo.read_work(text, num_devices=1).flops == 2 * 512
+
+
+# As the compiler writes a Pallas kernel and what takes its results.
+KERNEL = """  %k = (f32[4,8]{1,0}, f32[4]{0}) custom-call(%x, %w), \
+custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 128}"
+}}, metadata={op_name="f/pallas_call"}, backend_config={"body":"TUzvUg"}
+  %x2 = f32[4,8]{1,0} copy(%k), frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 128}"
+}}, metadata={op_name="f"}, backend_config={"estimated_cycles":"11"}
+"""
+
+
+def test_a_kernel_over_several_lines_ends_no_computation(monkeypatch):
+  text = LOOP.replace("  %y = ", f"{KERNEL}  %y = ")
+  work = hlo.read_work(text, num_devices=4)
+  # All of the loop behind it, and the cycles on the last line of the copy.
+  assert work.flops == 3 * 1024
+  assert work.cycles == 3 * (100 + 11) + 7
+  assert work.collectives["all-reduce"].count == 3
+  assert work.untimed_kernels == 3
+  assert hlo.read_work(LOOP, num_devices=4).untimed_kernels == 0
+  # With an estimate its time is counted as any other's.
+  estimate = '"body":"TUzvUg","estimated_cycles":"5"'
+  timed = text.replace('"body":"TUzvUg"', estimate)
+  work = hlo.read_work(timed, num_devices=4)
+  assert (work.untimed_kernels, work.cycles) == (0, 3 * (100 + 11 + 5) + 7)
+  # Control: ended by any brace, the rest of the loop is lost.
+  monkeypatch.setattr(hlo, "_END", re.compile(r"^\}"))
+  work = hlo.read_work(text, num_devices=4)
+  assert work.flops == 0 and "all-reduce" not in work.collectives
 
 
 def test_other_text_is_refused():

@@ -79,7 +79,7 @@ def two(tmp_path_factory):
   """The folder of a run of two processes, and what they said."""
   folder = tmp_path_factory.mktemp("two") / "run"
   # The hardest order of things: sampling is ahead of the host's verifier.
-  ended = together(folder, "STEPS=4", "loops.Reinforcement.depth=1", *MESH)
+  ended = together(folder, "STEPS=4", "DEPTH=1", *MESH)
   assert [status for status, _ in ended] == [0, 0], ended
   return folder, [output for _, output in ended]
 
@@ -92,7 +92,7 @@ def learned(row):
 def one(tmp_path_factory):
   """The figures of the same run in one process of eight devices."""
   folder = tmp_path_factory.mktemp("one") / "run"
-  return alone(folder, "STEPS=4", "loops.Reinforcement.depth=1", *MESH)
+  return alone(folder, "STEPS=4", "DEPTH=1", *MESH)
 
 
 def test_two_processes_train_as_one(two, one):
@@ -138,7 +138,7 @@ def test_one_host_goes_on_from_a_checkpoint_of_two(two, one, tmp_path):
   folder = tmp_path / "run"
   shutil.copytree(two[0], folder)
   shutil.rmtree(folder / "checkpoints" / "4")
-  bindings = ("STEPS=4", "loops.Reinforcement.depth=1", "FSDP=4", "TENSOR=2")
+  bindings = ("STEPS=4", "DEPTH=1", "FSDP=4", "TENSOR=2")
   found = alone(folder, *bindings, flags=["--resume"])
   same(found, one)
   # It did go on from there: later lines are its own.
@@ -363,7 +363,7 @@ def test_adapters_on_a_published_model_over_two_processes(tmp_path):
 def test_resume_after_kill_9_of_one_host(killed, two, tmp_path):
   folder = tmp_path / "run"
   given = [
-    *arguments(folder, "STEPS=4", "loops.Reinforcement.depth=1", *MESH),
+    *arguments(folder, "STEPS=4", "DEPTH=1", *MESH),
     *host_program.FLAGS,
   ]
   processes = host_program.start(given)
@@ -382,7 +382,7 @@ def test_resume_after_kill_9_of_one_host(killed, two, tmp_path):
   assert max(rows(folder)) < 4
   ended = together(
     folder,
-    *("STEPS=4", "loops.Reinforcement.depth=1", *MESH),
+    *("STEPS=4", "DEPTH=1", *MESH),
     flags=["--resume"],
   )
   assert [status for status, _ in ended] == [0, 0], ended

@@ -27,7 +27,7 @@ DOCS = runs.ROOT / "docs"
 
 needs_compiler = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None,
-  reason="needs the TPU compiler: pip install libtpu",
+  reason="needs the TPU compiler: pip install -r requirements-tpu.lock",
 )
 
 
@@ -71,6 +71,45 @@ def test_a_shipped_configuration_fits(tmp_path, name, program):
   code, found = compiled(tmp_path, name, program)
   result = found["programs"][program]
   assert code == 0 and result["fits"], result["problem"]
+
+
+# The same layers and mesh, fewer and on fewer tokens: most of a minute.
+_CHEAP = """
+import json
+from rlvr.infra import scaling
+
+one = scaling.shipped_of("qwen2_5_0_5b_v5e_2x2")
+report = scaling.report_of(one, "update", [
+  "NUM_PROMPTS=8",
+  "MAX_TOKENS=128",
+  "UPDATES_PER_BATCH=1",
+  "train.train.prompt_length=128",
+  "models.ModelConfig.num_layers=2",
+  "loops.Reinforcement.micro_batches=2",
+  "loops.Reinforcement.packing=None",
+])
+print(json.dumps(scaling.figures(report, one.chip)))
+"""
+
+
+@needs_compiler
+def test_an_update_like_a_shipped_one_fits_and_does_what_the_model_does():
+  done = subprocess.run(
+    [sys.executable, "-c", _CHEAP],
+    cwd=runs.ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  found = json.loads(done.stdout.splitlines()[-1])
+  assert found["fits"], found["problem"]
+  # Layers computed again in the backward pass are a third more; the formula's
+  # attention is causal, the program's isn't. With the loop of micro-batches
+  # counted once it would be half of that.
+  assert 1 < found["flops"] / found["model_flops"] < 1.5
+  assert found["compiler"]
 
 
 _MESHES = """
@@ -219,6 +258,7 @@ def test_what_a_larger_batch_is_expected_to_take():
 def figures(**changes):
   """Returns made-up figures of one configuration."""
   program = {
+    "compiler": "0.0.42",
     "fits": True,
     "problem": "",
     "memory": {"total": 3 << 30},
@@ -243,6 +283,7 @@ def test_a_row_of_the_page():
     f" {half.format(128)} | {half.format(32)} |" in page
   )
   assert "does not fit" not in page
+  assert "libtpu 0.0.42 (" in page
 
 
 def test_what_does_not_fit_is_named_and_what_is_missing_is_a_dash():
@@ -266,13 +307,115 @@ def test_the_page_is_that_of_the_figures():
   """And the figures are of the configurations as they are."""
   found = json.loads((DOCS / "scaling.json").read_text())
   assert scaling_page(found) == (DOCS / "scaling.md").read_text()
-  assert set(found) <= set(NAMES)
+  assert set(found) == set(NAMES)
+  script = script_module("make_scaling_page")
   for name, stored in found.items():
-    job = scaling.job_of(scaling.shipped_of(name))
-    mesh = job.settings["mesh"]
-    now = (mesh.data, mesh.fsdp, mesh.tensor, job.recipe.num_prompts)
-    was = tuple(stored[k] for k in ("data", "fsdp", "tensor", "num_prompts"))
-    assert now == was, f"{name}: run scripts/make_scaling_page.py --only {name}"
-    assert stored["micro_batch"] == scaling.piece_size(job)
+    now = script.settings_of(scaling.shipped_of(name))
+    was = {key: stored.get(key) for key in now}
+    assert was == now, f"{name}: run scripts/make_scaling_page.py --only {name}"
     for program in stored["programs"].values():
       assert program["fits"], f"{name} is shipped and doesn't fit"
+      assert program["compiler"], f"{name}: which libtpu made this?"
+
+
+ONE = scaling.shipped_of("qwen2_5_0_5b_v5e_2x2")
+
+
+@pytest.mark.parametrize(
+  ("binding", "changes"),
+  [
+    ("models.ModelConfig.remat=False", True),
+    ("models.ModelConfig.num_layers=23", True),
+    ("train.train.prompt_length=256", True),
+    ("MAX_TOKENS=512", True),
+    ("UPDATES_PER_BATCH=1", True),
+    ("FSDP=2", True),
+    ("loops.Reinforcement.packing=None", True),
+    ("sampling/sharding.Rules.embed='fsdp'", True),
+    ("ATTENTION='splash'", True),
+    # Neither a program's size nor its operations.
+    ("STEPS=7", False),
+    ("LEARNING_RATE=1e-5", False),
+    # Off is what a setting is without which there was none.
+    ("models.ModelConfig.lora=None", False),
+  ],
+)
+def test_a_digest_is_of_what_the_programs_depend_on(binding, changes):
+  before = scaling.digest(scaling.job_of(ONE))
+  assert before == scaling.digest(scaling.job_of(ONE))
+  after = scaling.digest(scaling.job_of(ONE, [binding]))
+  assert (after != before) is changes
+
+
+def test_a_digest_is_the_same_in_another_process():
+  """No addresses, and no order of sets, which differs between processes."""
+  code = (
+    "from rlvr.infra import scaling as s;"
+    f" print(s.digest(s.job_of(s.shipped_of('{ONE.name}'))))"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    cwd=runs.ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONHASHSEED": "3"},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert done.stdout.split()[-1] == scaling.digest(scaling.job_of(ONE))
+
+
+def test_figures_without_a_digest_are_kept_and_filled_in_once(tmp_path, capsys):
+  script = script_module("make_scaling_page")
+  file = tmp_path / "scaling.json"
+  settings = script.settings_of(ONE)
+  old = {k: v for k, v in settings.items() if k != "digest"}
+  sample = {"fits": True}
+
+  def stored():
+    return json.loads(file.read_text())[ONE.name]
+
+  file.write_text(
+    json.dumps({ONE.name: old | {"programs": {"sample": sample}}})
+  )
+  assert script.known(file, ONE.name, settings, "sample") == sample
+  script.fill_in(file, "0.0.42")
+  assert stored()["digest"] == settings["digest"]
+  assert stored()["programs"]["sample"] == {"fits": True, "compiler": "0.0.42"}
+  # What an update adds leaves the sampler's figures.
+  script.save(file, ONE.name, settings, {"update": {"compiler": "0.0.51"}})
+  assert set(stored()["programs"]) == {"sample", "update"}
+  script.fill_in(file, "0.0.42")
+  assert stored()["programs"]["update"]["compiler"] == "0.0.51"
+  # Of another digest they are stale, and it isn't written over.
+  other = settings | {"digest": "0" * 12}
+  assert script.known(file, ONE.name, other, "sample") == {}
+  script.save(file, ONE.name, other, {"update": {}})
+  assert set(stored()["programs"]) == {"update"}
+  script.fill_in(file, None)
+  assert stored()["digest"] == "0" * 12
+  # Nor is one filled in where another setting has changed.
+  changed = old | {"num_prompts": 1, "programs": {"sample": sample}}
+  file.write_text(json.dumps({ONE.name: changed}))
+  script.fill_in(file, None)
+  assert "digest" not in stored()
+  assert "settings have changed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["--only=nope"], "--only=nope: gin/scale has"),
+    (["--only=qwen2_5_7b_v5e_2x2"], "gin/scale has"),
+    (["--programs=train"], "'train' is none of"),
+    (["--page", "--figures=/nope.json"], "no such file"),
+    ([], "requirements-tpu.lock"),
+  ],
+)
+def test_wrong_usage_of_the_script_ends_with_2(
+  monkeypatch, capsys, flags, message
+):
+  script = script_module("make_scaling_page")
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  monkeypatch.setattr(sys, "argv", ["make_scaling_page.py", *flags])
+  assert script.main() == 2
+  assert message in capsys.readouterr().err

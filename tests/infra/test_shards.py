@@ -98,3 +98,9 @@ def test_a_mesh_that_is_none(mesh, capsys):
   argv = ["--gin_file=gin/models/tiny.gin", f"--mesh={mesh}"]
   assert shards.main(argv) == 1
   assert "data:2,fsdp:2,tensor:2" in capsys.readouterr().err
+
+
+def test_an_axis_given_twice_is_refused(capsys):
+  argv = ["--gin_file=gin/models/tiny.gin", "--mesh=data:2,data:3"]
+  assert shards.main(argv) == 1
+  assert "data is given twice" in capsys.readouterr().err

@@ -250,22 +250,43 @@ def test_a_later_token_changes_nothing_earlier():
   np.testing.assert_array_equal(after[1:], before[1:])
 
 
-def test_remat_and_unrolling_change_no_gradient():
+def gradient_program(config):
+  """Returns the jitted gradient of a sum over hidden states."""
   tokens, mask = padded([[3, 7, 2, 9], [4, 8]], 4, left=False)
   slope = np.random.default_rng(0).normal(size=(2, 4, 16)) * mask[..., None]
+  return jax.jit(
+    jax.grad(lambda p: (slope * models.forward(p, config, tokens, mask)).sum())
+  )
 
-  def gradient(config):
-    return jax.jit(
-      jax.grad(
-        lambda p: (slope * models.forward(p, config, tokens, mask)).sum()
-      )
-    )(PARAMS)
 
-  plain = gradient(tiny.CONFIG)
+@pytest.mark.parametrize("remat", [True, "full", "dots", None])
+def test_remat_and_unrolling_change_no_gradient(remat):
+  plain = gradient_program(tiny.CONFIG)(PARAMS)
   assert max(np.abs(x).max() for x in jax.tree.leaves(plain)) > 0.1
-  # Both at once: neither can undo what the other breaks.
-  both = gradient(tiny.config(remat=True, unroll_layers=True))
-  jax.tree.map(close, plain, both)
+  for unroll in (False, True):
+    other = tiny.config(remat=remat, unroll_layers=unroll)
+    jax.tree.map(close, plain, gradient_program(other)(PARAMS))
+
+
+@pytest.mark.parametrize("unroll", [False, True])
+def test_remat_recomputes_everything_all_but_products_or_nothing(unroll):
+  def flops(remat):
+    config = tiny.config(remat=remat, unroll_layers=unroll)
+    compiled = gradient_program(config).lower(PARAMS).compile()
+    return compiled.cost_analysis()["flops"]
+
+  none, dots, full = flops(False), flops("dots"), flops(True)
+  assert none * 1.01 < dots < full / 1.01
+  # Control: the other names are these.
+  assert (flops(None), flops("full")) == (none, full)
+
+
+@pytest.mark.parametrize("remat", ["False", "True", "", "none", 1])
+def test_remat_that_is_not_known_is_refused(remat):
+  with pytest.raises(ValueError, match=f"ModelConfig.remat={remat!r}: give"):
+    tiny.config(remat=remat)
+  assert tiny.config(remat="full") == tiny.config(remat=True)
+  assert tiny.config(remat=None) == tiny.config()
 
 
 def test_bfloat16_is_close_to_float32():

@@ -318,3 +318,11 @@ def test_what_a_run_asks_for_goes_before_the_model():
   capped = tiny.config(attention_softcap=2.0)
   with pytest.raises(ValueError, match=r"'xla' has no soft-cap"):
     models.for_platform(capped, "cpu", "xla")
+
+
+def test_decoding_is_unrolled_on_gpus():
+  chosen = {p: models.unroll_sampling(p) for p in ("cpu", "tpu", "gpu", "cuda")}
+  assert chosen == {"cpu": None, "tpu": None, "gpu": True, "cuda": True}
+  for platform in ("gpu", "tpu"):
+    for asked in (True, False):
+      assert models.unroll_sampling(platform, asked) is asked

@@ -98,7 +98,7 @@ def test_attention_is_that_of_the_numbers_turned_back():
     return models.attention.attend_token(
       *(q, *map(turn, prompts), masks[0]),
       *(*map(turn, own), masks[1]),
-      *map(turn, token),
+      token=tuple(map(turn, token)),
     )
 
   expected = attended(dequantize)

@@ -185,7 +185,14 @@ def test_draw_is_numpys_search(vocab_size, top_k):
 
 @pytest.mark.parametrize(
   ("vocab_size", "width"),
-  [(2, 2), (500, 23), (512, 128), (49_152, 256), (151_936, 128), (262_144, 512)],
+  [
+    (2, 2),
+    (500, 23),
+    (512, 128),
+    (49_152, 256),
+    (151_936, 128),
+    (262_144, 512),
+  ],
 )
 def test_blocks_are_about_the_root(vocab_size, width):
   assert block_width(vocab_size) == width

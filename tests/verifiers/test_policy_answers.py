@@ -75,7 +75,7 @@ ACRE = (
   "SAVE_EVERY=2",
   "EVALUATE_EVERY=4",
   "LEARNING_RATE=0.01",
-  "loops.Reinforcement.depth=1",
+  "DEPTH=1",
 )
 
 
