@@ -10,7 +10,8 @@ is broken off, or several at a time, lose nothing. Needs libtpu. Ends with 1
 where something doesn't fit, 2 where the command line is wrong.
 
 Each configuration's figures carry a digest of what its programs depend on;
-figures of another are stale. Figures from before there was one have none: they
+figures of another are stale. So are those of a program whose code has changed,
+which no digest sees: give it `"stale": true` in the figures. Figures from before there was one have none: they
 count as the present configuration's, and --page fills it in, this once.
 """
 
@@ -98,7 +99,8 @@ def save(file: pathlib.Path, name: str, settings: dict, found: dict) -> None:
     before = every.get(name, {})
     programs = {} if stale(before, settings) else before["programs"]
     for program, new in found.items():
-      programs[program] = programs.get(program, {}) | new
+      old = programs.get(program, {})
+      programs[program] = ({} if old.get("stale") else old) | new
     every[name] = settings | {"programs": programs}
 
   change(file, add)
@@ -139,7 +141,8 @@ def known(file: pathlib.Path, name: str, settings: dict, program: str) -> dict:
   before = json.loads(file.read_text(encoding="utf-8") or "{}").get(name, {})
   if stale(before, settings):
     return {}
-  return before["programs"].get(program, {})
+  found = before["programs"].get(program, {})
+  return {} if found.get("stale") else found
 
 
 def search(

@@ -22,16 +22,11 @@ pass; prompts of {prompt} tokens, {group} responses each of {response}.
   by the compiler's estimate of the cycles and the links' published speed, with
   no collective behind computation. An estimate, to compare settings by.
 
-Not compiled again yet: updates of bfloat16 models, which now compute the old
-log-probs themselves (a forward pass more; the figures are with the sampler's),
-and sampling with the 32 B models, whose decoding got faster since, as the
-others' did (0.5 B on v5e: 11.8 to 8.0 s by the compiler's estimate; 5.2 s with
-`train.train.unroll_sampling = True`, which takes five times as long to compile).
-
 {table}
-A dash: not compiled yet; `>=`: known to fit, and the search isn't ended.
-`python scripts/make_scaling_page.py --known` goes on with both, `--only NAME`
-compiles one file again.
+A dash: not compiled yet; `>=`: known to fit, and the search isn't ended; a
+star: the program has changed since it was compiled.
+`python scripts/make_scaling_page.py --known` goes on with all three, `--only
+NAME` compiles one file again.
 """
 
 _COLUMNS = (
@@ -107,6 +102,8 @@ def _cells(name: str, f: Mapping[str, Any]) -> list[str]:
     size = "too much" if memory is None else f"{memory['total'] / 2**30:.2f}"
     if not found["fits"]:
       size = f"**{size}**"
+    if found.get("stale"):
+      size += " \\*"
     most = "-"
     if "largest" in found:
       most = (">= " if found["larger_may_fit"] else "") + str(found["largest"])
