@@ -21,7 +21,8 @@ import numpy as np
 _BITS = {"pred": 8, "token": 0, "opaque": 0}
 _SHAPE = re.compile(r"([a-z]+[0-9a-z]*)\[([0-9,]*)\]")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
-_END = re.compile(r"^\}\s*$")
+# A computation for another core says so behind its brace.
+_END = re.compile(r'^\}(, execution_thread="[^"]*")?\s*$')
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r"(?:^|[\s}])([a-z][a-z0-9\-]*)\(")
 _CALLED = re.compile(

@@ -215,6 +215,29 @@ def test_a_kernel_over_several_lines_ends_no_computation(monkeypatch):
   assert work.flops == 0 and "all-reduce" not in work.collectives
 
 
+# As the compiler writes what it moves to a TPU's sparse core.
+ELSEWHERE = """
+%called (a: f32[4,8], b: f32[8,16]) -> f32[4,16] {
+  %a = f32[4,8]{1,0} parameter(0)
+  %b = f32[8,16]{1,0} parameter(1)
+  ROOT %d = f32[4,16]{1,0} dot(%a, %b), lhs_contracting_dims={1}, \
+rhs_contracting_dims={0}
+}, execution_thread="sparsecore"
+"""
+
+
+def test_a_computation_for_another_core_ends_with_its_name(monkeypatch):
+  head, _, rest = LOOP.partition("\n\n")
+  text = f"{head}\n{ELSEWHERE}\n{rest}"
+  computations, entry = hlo.parse(text)
+  assert set(computations) == {*hlo.parse(LOOP)[0], "called"}
+  assert entry == hlo.parse(LOOP)[1]
+  assert len(computations["called"]) == 3
+  # Control: ended by nothing but a brace alone it takes in what follows.
+  monkeypatch.setattr(hlo, "_END", re.compile(r"^\}\s*$"))
+  assert set(hlo.parse(text)[0]) != set(computations)
+
+
 def test_other_text_is_refused():
   with pytest.raises(ValueError, match="no ENTRY"):
     hlo.read_work("stablehlo", num_devices=1)
