@@ -13,6 +13,7 @@ parameters) can be read by a program that has no optimizer.
 
 import contextlib
 import inspect
+import json
 import logging
 import os
 import sys
@@ -20,8 +21,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 State = Any
@@ -59,7 +62,8 @@ class Checkpoints:
       save_every: steps between checkpoints.
 
     Raises:
-      ValueError: a count is too small or the mode unknown.
+      ValueError: a count is too small or the mode unknown; or a checkpoint's
+        figures are damaged.
     """
     for name, value, least in (
       ("keep", keep, 1),
@@ -86,17 +90,18 @@ class Checkpoints:
     )
     self._save_every = save_every
     self._folder = _absolute(folder)
-    self._manager = _manager(
-      self._folder,
-      # The policies say what stays. `best_fn` is given as well because Orbax
-      # stores the metrics, for the next process to rank by, only with it.
-      preservation_policy=checkpoint_managers.AnyPreservationPolicy(
-        [newest, best]
-      ),
-      best_fn=rank,
-      save_interval_steps=1,  # `save` decides by itself which steps are due
-      cleanup_tmp_directories=True,
-    )
+    with _damaged_figures_named(self._folder):
+      self._manager = _manager(
+        self._folder,
+        # The policies say what stays. `best_fn` is given as well because Orbax
+        # stores the metrics, for the next process to rank by, only with it.
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+          [newest, best]
+        ),
+        best_fn=rank,
+        save_interval_steps=1,  # `save` decides by itself which steps are due
+        cleanup_tmp_directories=True,
+      )
 
   def due(self, step: int) -> bool:
     """Whether `save` saves at this step."""
@@ -210,8 +215,8 @@ def restore_params(
     step: which checkpoint; None is the newest.
 
   Raises:
-    ValueError: no such checkpoint; it is damaged; or the parameters are
-      another model's.
+    ValueError: no such checkpoint; it is damaged; the parameters are another
+      model's; or one isn't finite.
   """
   path = _existing(folder)
   with _manager(path, read_only=True, save_interval_steps=0) as manager:
@@ -223,8 +228,9 @@ def restore_params(
     # Another dtype is fine here: float32 weights may start a bfloat16 run.
     _check_same(wanted, found, f"checkpoint {step} in {path}", dtypes=False)
     with _damage_named(manager, path, step):
-      read = _read(manager, step, wanted)
-  return _unflatten({"params": like}, read["state"])["params"]
+      read = _read(manager, step, wanted)["state"]
+    _check_finite(read, f"checkpoint {step} in {path}")
+  return _unflatten({"params": like}, read)["params"]
 
 
 def param_names(
@@ -276,6 +282,23 @@ def _find(manager: ocp.CheckpointManager, folder: str, step: int | None) -> int:
       f"no checkpoint of step {step} in {folder}; there are {steps}"
     )
   return steps[-1] if step is None else step
+
+
+@contextlib.contextmanager
+def _damaged_figures_named(folder: str) -> Iterator[None]:
+  """Names the file of figures that JSON can't be read from."""
+  try:
+    yield
+  except json.JSONDecodeError as error:
+    for file in sorted(epath.Path(folder).glob("*/metrics/metrics")):
+      try:
+        json.loads(file.read_text())
+      except ValueError:
+        raise ValueError(
+          f"the figures of a checkpoint can't be read ({error}): delete {file};"
+          " the checkpoint stays good, but counts as the worst"
+        ) from error
+    raise
 
 
 @contextlib.contextmanager
@@ -389,6 +412,23 @@ def _check_same(
     + f"\nGive the run the configuration of the checkpoint: {change}; or give"
     " another run_dir"
   )
+
+
+def _check_finite(arrays: Mapping[str, Any], where: str) -> None:
+  """Raises ValueError with the first array that holds NaN or infinity."""
+
+  @jax.jit
+  def all_finite(arrays):
+    return {name: jnp.isfinite(x).all() for name, x in arrays.items()}
+
+  finite = jax.device_get(all_finite(dict(arrays)))
+  bad = sorted(name for name, good in finite.items() if not good)
+  if bad:
+    raise ValueError(
+      f"{where}: {bad[0]} isn't finite"
+      + (f", nor {len(bad) - 1} more arrays" if bad[1:] else "")
+      + ": give an earlier checkpoint, or another run's"
+    )
 
 
 def _top(name: str) -> str:

@@ -270,6 +270,42 @@ def test_a_damaged_checkpoint_is_named_with_the_one_to_go_on_from(
   check(2, ": there is no other")
 
 
+def test_damaged_figures_are_named_and_can_be_deleted(tmp_path):
+  like = {"params": {"w": jnp.zeros(3)}}
+  with _open(tmp_path, keep=3) as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(step, like, {}, {"eval/accuracy": step})
+  figures = tmp_path / "2" / "metrics" / "metrics"
+  whole = figures.read_text()
+  figures.write_text("")
+  with pytest.raises(ValueError, match="figures of a checkpoint") as found:
+    _open(tmp_path)
+  assert f"delete {figures};" in str(found.value)
+  figures.unlink()  # as the error says
+  with _open(tmp_path) as checkpoints:
+    assert (checkpoints.latest_step(), checkpoints.best_step()) == (2, 1)
+    checkpoints.restore(like)
+  figures.write_text(whole)  # control
+  with _open(tmp_path) as checkpoints:
+    assert checkpoints.best_step() == 2
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, -jnp.inf])
+def test_params_that_are_not_finite_start_no_run(bad, tmp_path):
+  like = {"a": jnp.zeros((2, 2)), "b": jnp.zeros((3,)), "c": jnp.zeros(())}
+  rotten = {**like, "b": like["b"].at[1].set(bad)}
+  with _open(tmp_path, keep=3) as checkpoints:
+    checkpoints.save(1, {"params": like, "nan": jnp.asarray(bad)}, {})
+    checkpoints.save(2, {"params": rotten}, {})
+    checkpoints.save(3, {"params": {**rotten, "c": jnp.asarray(bad)}}, {})
+  with pytest.raises(ValueError, match=r"checkpoint 2 in .*: params.b isn't"):
+    restore_params(tmp_path, like, 2)
+  with pytest.raises(ValueError, match=r"params.b isn't finite, nor 1 more"):
+    restore_params(tmp_path, like)
+  # What else the checkpoint holds isn't looked at.
+  assert restore_params(tmp_path, like, 1)["b"].shape == (3,)
+
+
 _KILLED = """
   import os, pathlib, signal, sys
   import jax.numpy as jnp
