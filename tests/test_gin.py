@@ -21,6 +21,7 @@ _AFTER = {
   "coin_flips": ("arithmetic",),
   "aqua_second_answer": ("aqua",),
   "policy_judge": ("arithmetic",),
+  "self_judge": ("arithmetic",),
   "sentencepiece": ("gsm8k",),
   "huggingface": ("gsm8k",),
   "chat_chatml": ("gsm8k", "huggingface"),

@@ -8,14 +8,16 @@ With one process these functions are what `jax.device_put` and `jax.device_get`
 are.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Sharding
+from jax.sharding import Mesh, NamedSharding, Sharding
 
 from rlvr.infra.hosts import current
+from rlvr.meshes import AXES
 from rlvr.types import Signals
 
 
@@ -89,6 +91,33 @@ def begin_whole(tree: Any, replicated: Sharding) -> Any:
     return jax.device_put(x, replicated)
 
   return jax.tree.map(one, tree)
+
+
+def on_own_devices(tree: Any, shardings_on: Callable[[Mesh], Any]) -> Any:
+  """Returns a copy of global arrays that each host computes with by itself.
+
+  All hosts call this with the same arrays. Each then has all of them, cut over
+  its own devices, and can run programs that the others don't.
+
+  Args:
+    tree: pytree of global arrays, over all devices of the run.
+    shardings_on: gives their NamedShardings on a mesh (1, n, 1) of the usual
+      axes, n this host's devices: all of them along `fsdp`.
+  """
+  rows: dict[int, list[jax.Device]] = {}
+  for device in sorted(jax.devices(), key=lambda d: d.id):
+    rows.setdefault(device.process_index, []).append(device)
+  grid = np.array([rows[i] for i in sorted(rows)])[:, None, :, None]
+  every = Mesh(grid, ("host", *AXES))
+  own = shardings_on(Mesh(grid[sorted(rows).index(jax.process_index())], AXES))
+
+  def one(x, sharding):
+    # No array is cut along "host": each host gets the whole.
+    x = jax.device_put(x, NamedSharding(every, sharding.spec))
+    shards = [shard.data for shard in x.addressable_shards]
+    return jax.make_array_from_single_device_arrays(x.shape, sharding, shards)
+
+  return jax.tree.map(one, tree, own)
 
 
 def owners(array: jax.Array) -> np.ndarray:

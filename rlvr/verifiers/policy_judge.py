@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlvr import models
+from rlvr.infra import exchange
 from rlvr.infra.checkpoints import restore_params
+from rlvr.sharding import param_shardings
 from rlvr.types import Array, Params
 from rlvr.verifiers.judges import Answer
 
@@ -110,6 +112,7 @@ class ChoiceScorer:
         f"{len(ids)} choices, max_prompt_tokens={max_prompt_tokens},"
         f" batch_size={batch_size}: two choices or more, the others at least 1"
       )
+    self._model = model
     self._vocabulary = vocabulary
     self._shape = (batch_size, max_prompt_tokens)
     width = max(len(row) for row in ids)
@@ -120,6 +123,19 @@ class ChoiceScorer:
     self._mask = np.arange(width) < self._lengths[:, None]
     self._score = jax.jit(
       functools.partial(choice_logprobs, model=model, temperature=temperature)
+    )
+
+  def own(self, params: Params) -> Params:
+    """Returns parameters that this host can ask alone: these, or a copy.
+
+    Args:
+      params: of the model; those of a run over several hosts are given on all
+        of them at once.
+    """
+    if all(x.is_fully_addressable for x in jax.tree.leaves(params)):
+      return params
+    return exchange.on_own_devices(
+      params, functools.partial(param_shardings, self._model)
     )
 
   def answers(self, params: Params, prompts: Sequence[str]) -> list[Answer]:
@@ -216,17 +232,12 @@ class SelfJudge:
   def use_policy(self, params: Params) -> None:
     """See `host.AsksPolicy`.
 
-    Raises:
-      ValueError: the parameters are spread over several processes.
+    Where several hosts train, each verifies responses of its own and asks a
+    copy, cut over its own devices, which stays until the next is given: beside
+    what the run keeps, the parameters' bytes over the devices of one host.
     """
-    leaves = jax.tree.leaves(params)
-    if not all(getattr(leaf, "is_fully_addressable", True) for leaf in leaves):
-      raise ValueError(
-        "a verifier asks the policy in training, whose parameters are spread"
-        " over several processes, each of which verifies responses of its own:"
-        " train in one process, or ask a checkpoint (`policy_judge`)"
-      )
-    self._params = params
+    self._params = None  # an older copy, before there is another
+    self._params = self._scorer.own(params)
 
   def ask(self, prompts: Sequence[str]) -> list[Answer]:
     """See `ChoiceJudge`."""

@@ -108,6 +108,24 @@ def test_two_processes_train_as_one(two, one):
     must_fail(same, {**found, 4: found[4] | {name: found[3][name]}}, one)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [MESH, ("FSDP=2", "TENSOR=4")])
+def test_each_host_asks_the_policy_in_training(mesh, tmp_path):
+  given = (
+    *("STEPS=3", "DEPTH=1", *mesh),
+    "policy_judge.self_judge.max_prompt_tokens=512",
+    "policy_judge.self_judge.batch_size=8",
+  )
+  kind = {"method": "trust_judge", "tasks": ("arithmetic", "self_judge")}
+  ended = together(tmp_path / "two", *given, **kind)
+  assert [status for status, _ in ended] == [0, 0], ended
+  found = rows(tmp_path / "two")
+  expected = alone(tmp_path / "one", *given, **kind)
+  same(found, expected)
+  for name in LEARNED:
+    must_fail(same, {**found, 3: found[3] | {name: found[2][name]}}, expected)
+
+
 def test_a_host_whose_part_is_dropped_would_show(one, tmp_path):
   # The control of the test before: the first half of the prompts alone, whose
   # responses have the same noise.
