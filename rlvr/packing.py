@@ -195,11 +195,30 @@ def over_pieces(
 
   branches = [branch(shape) for shape in shapes]
 
-  def step(_, state):
-    start, carry = state
-    return jax.lax.switch(plan.needs[start], branches, start, carry)
+  def more(state):
+    piece, _, _ = state
+    return (piece < most) & (piece < plan.pieces)
 
-  return jax.lax.fori_loop(0, plan.pieces, step, (jnp.int32(0), carry))[1]
+  def step(state):
+    piece, start, carry = state
+    after = jax.lax.switch(plan.needs[start], branches, start, carry)
+    return piece + 1, *after
+
+  # A bound that the program itself has, for what counts its work
+  # (`rlvr.infra.hlo`): that of responses of full length, never reached before
+  # all are computed.
+  most = most_pieces(shapes, plan.needs.shape[0] * ways)
+  return jax.lax.while_loop(more, step, (jnp.int32(0), jnp.int32(0), carry))[2]
+
+
+def most_pieces(shapes: tuple[Shape, ...], num_rows: int) -> int:
+  """Returns into how many pieces responses are cut at the most.
+
+  Args:
+    shapes: from `piece_shapes`.
+    num_rows: B, responses.
+  """
+  return -(-num_rows // min(shape.rows for shape in shapes))
 
 
 def real_rows(rows: Array, num_rows: int) -> Array:

@@ -24,13 +24,12 @@ import jax.numpy as jnp
 import optax
 from bench_common import figures_file, measured_on, positive
 
-from rlvr import meshes, models, sharding, step
+from rlvr import models, sharding, step
 from rlvr.advantages import group_relative
 from rlvr.infra.hlo import read_work
 from rlvr.infra.performance_page import add_figures
 from rlvr.meshes import MeshShape, make_mesh
 from rlvr.objectives import clipped_policy_gradient, token_mean
-from rlvr.packing import piece_shapes
 from rlvr.probes.compute import ProbeSettings
 from rlvr.rewards.algebra import chain
 from rlvr.sampling import Sampling
@@ -78,11 +77,7 @@ def recipe_of(prompts: int, group_size: int, tokens: int) -> step.Recipe:
 
 
 def compiled(recipe: step.Recipe, shape: tuple[int, int, int]):
-  """Returns score and update, compiled for a mesh of the first devices.
-
-  With them into how many pieces responses of full length are packed, which is
-  how often the program's loop over them runs.
-  """
+  """Returns score and update, compiled for a mesh of the first devices."""
   count = shape[0] * shape[1] * shape[2]
   mesh = make_mesh(MeshShape(*shape), jax.devices()[:count])
   state = step.abstract_state(recipe)
@@ -117,15 +112,7 @@ def compiled(recipe: step.Recipe, shape: tuple[int, int, int]):
     out_shardings=(place.state, place.whole),
   )
   signals = Signals(outcome={"reward": array(jnp.float32, B)})
-  with meshes.use(place.mesh, place.rules):
-    *_, longest = piece_shapes(
-      recipe.packing,
-      rows=B,
-      length=T,
-      prompt_length=T,
-      most_rows=B // recipe.micro_batches,
-    )
-  return run.lower(state, rollout, signals).compile(), -(-B // longest.rows)
+  return run.lower(state, rollout, signals).compile()
 
 
 def limits(
@@ -188,14 +175,13 @@ def main(argv: list[str] | None = None) -> int:
     **{k: getattr(recipe.model, k) for k in ("embed_dim", "num_layers")},
   }
   for shape in _SHAPES:
-    program, pieces = compiled(recipe, shape)
+    program = compiled(recipe, shape)
     found = program.memory_analysis()
     sent = {
       kind: one.sent_bytes
       for kind, one in read_work(
         program.as_text(),
         num_devices=shape[0] * shape[1] * shape[2],
-        unbounded=pieces,
       ).collectives.items()
     }
     held, temporary = (

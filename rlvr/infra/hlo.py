@@ -3,7 +3,8 @@
 XLA's own cost analysis counts the body of a loop once. A decoder's layers are a
 loop, and so are micro-batches and decoding: here every instruction counts as
 often as it runs. Loops run to the bound in their condition; a loop that may end
-earlier (sampling ends when all responses have) is counted to its bound.
+earlier (sampling ends when all responses have, packing has fewer pieces of
+short ones) is counted to its bound, one without a bound once.
 
 Sizes and counts are those of one device.
 """
@@ -270,7 +271,6 @@ def read_work(
   *,
   num_devices: int,
   turns: Mapping[int, int] | None = None,
-  unbounded: int = 1,
 ) -> Work:
   """Returns what a compiled program does in a run, on one device.
 
@@ -281,7 +281,6 @@ def read_work(
     num_devices: of the program.
     turns: how often a loop of the entry runs, by its bound, where it doesn't
       begin at 0; None: all do.
-    unbounded: how often a loop runs whose bound is no constant but data.
 
   Raises:
     ValueError: the text is no HLO module.
@@ -310,7 +309,7 @@ def read_work(
     return own_flops[name]
 
   def turns_of(name: str, condition: str) -> int:
-    bound = _bound(computations, condition) or unbounded
+    bound = _bound(computations, condition) or 1
     return (turns or {}).get(bound, bound) if name == entry else bound
 
   def branches_of(text: str) -> list[str]:

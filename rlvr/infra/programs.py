@@ -23,7 +23,6 @@ from rlvr.infra.program_memory import (
   out_of_memory,
   size_text,
 )
-from rlvr.packing import piece_shapes
 from rlvr.sampling.slots import stages
 
 PROGRAMS = ("sample", "score", "update", "fused")
@@ -171,32 +170,6 @@ def decode_turns(max_tokens: int) -> dict[int, int]:
   }
 
 
-def piece_turns(job: Job, place: sharding.Placement, name: str) -> int:
-  """Returns into how many pieces responses of full length are packed.
-
-  Args:
-    job: from `job_from_gin`.
-    place: where its arrays lie.
-    name: of PROGRAMS; where it scores as well, the update's.
-  """
-  recipe, rows = job.recipe, job.recipe.num_prompts * job.recipe.group_size
-  most = rows
-  if name != "score":
-    rows //= recipe.updates_per_batch
-    most = rows // recipe.micro_batches
-  if recipe.packing is None:
-    return 1
-  with meshes.use(place.mesh, place.rules):
-    *_, longest = piece_shapes(
-      recipe.packing,
-      rows=rows,
-      length=recipe.sampling.max_tokens,
-      prompt_length=job.prompt_length,
-      most_rows=most,
-    )
-  return -(-rows // longest.rows)
-
-
 def compile_program(job: Job, mesh: Mesh, chip: Chip, name: str) -> Report:
   """Returns what one program takes, by compiling it.
 
@@ -251,7 +224,6 @@ def compile_program(job: Job, mesh: Mesh, chip: Chip, name: str) -> Report:
         text,
         num_devices=num_devices,
         turns=decode_turns(job.recipe.sampling.max_tokens),
-        unbounded=piece_turns(job, place, name),
       )
     costs = compiled.cost_analysis() or {}
     flops = costs.get("flops", flops)

@@ -1,5 +1,6 @@
 """What a program does, read from its text: each number by hand."""
 
+import functools
 import re
 
 import jax
@@ -166,7 +167,7 @@ def test_a_real_program_of_this_backend():
 
 def test_a_loop_bounded_by_data_and_a_switch_in_it():
   # The heavier branch: 2 · 4 · 8 · 8 twice, against once.
-  def f(x, w, turns):
+  def f(x, w, turns, most):
     def step(i, y):
       return jax.lax.switch(
         turns[i],
@@ -174,14 +175,21 @@ def test_a_loop_bounded_by_data_and_a_switch_in_it():
         y,
       )
 
-    return jax.lax.fori_loop(0, turns[0], step, x)
+    def more(state):
+      i, _ = state
+      return (i < turns[0]) if most is None else (i < most) & (i < turns[0])
 
-  args = jnp.ones((4, 8)), jnp.ones((8, 8)), jnp.arange(1, 4)
-  text = jax.jit(f).lower(*args).compile().as_text()
-  work = hlo.read_work(text, num_devices=1, unbounded=7)
-  assert work.flops == 7 * 2 * 512
-  assert work.loops == (7,)
-  assert hlo.read_work(text, num_devices=1).flops == 2 * 512
+    return jax.lax.while_loop(more, lambda s: (s[0] + 1, step(*s)), (0, x))[1]
+
+  def work(most):
+    args = jnp.ones((4, 8)), jnp.ones((8, 8)), jnp.arange(1, 4)
+    compiled = jax.jit(functools.partial(f, most=most)).lower(*args).compile()
+    return hlo.read_work(compiled.as_text(), num_devices=1)
+
+  assert work(7).flops == 7 * 2 * 512
+  assert work(7).loops == (7,)
+  # By data alone: once.
+  assert work(None).flops == 2 * 512
 
 
 # As the compiler writes a Pallas kernel and what takes its results.
