@@ -10,6 +10,7 @@ import pytest
 
 from rlvr import packing, sharding, step
 from rlvr import update as update_lib
+from rlvr.infra.hlo import read_work
 from rlvr.meshes import MeshShape, make_mesh, use
 from rlvr.models import LoRA
 from rlvr.objectives import clipped_value, entropy_bonus, sequence_mean
@@ -299,6 +300,30 @@ def test_the_whole_step_scores_in_pieces():
   same_scores(
     {"ref": probes["ref_logprobs"]}, {"ref": expected_probes["ref_logprobs"]}
   )
+
+
+def test_a_program_says_how_often_its_pieces_run():
+  # Old log-probs of all responses in pieces of two, then two updates in pieces
+  # of one: as many FLOPs as without pieces, for responses of full length.
+  signals = Signals(outcome={"outcome": SCORES.outcome["outcome"]})
+
+  def flops(packing):
+    made = recipe(
+      packing=packing,
+      terms=(CLIPPED,),
+      has_reference=False,
+      updates_per_batch=2,
+      old_logprobs="recomputed",
+    )
+    run = jax.jit(functools.partial(step.score_and_update, made))
+    compiled = run.lower(
+      stepping.state_of(made), None, ROLLOUT, signals
+    ).compile()
+    return read_work(compiled.as_text(), num_devices=1)
+
+  found, expected = flops(FINE), flops(None)
+  assert 8 in found.loops and 8 not in expected.loops
+  assert 0.95 < found.flops / expected.flops < 1.05
 
 
 def test_terms_with_other_prompts_take_whole_rows():
