@@ -109,19 +109,29 @@ def test_two_processes_train_as_one(two, one):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [MESH, ("FSDP=2", "TENSOR=4")])
-def test_each_host_asks_the_policy_in_training(mesh, tmp_path):
+@pytest.mark.parametrize(
+  ("judge", "mesh"),
+  [
+    ("self_judge", MESH),
+    ("self_judge", ("FSDP=2", "TENSOR=4")),
+    ("policy_judge", MESH),
+  ],
+)
+def test_each_host_asks_a_policy(judge, mesh, two, tmp_path):
   given = (
     *("STEPS=3", "DEPTH=1", *mesh),
-    "policy_judge.self_judge.max_prompt_tokens=512",
-    "policy_judge.self_judge.batch_size=8",
+    f"policy_judge.{judge}.max_prompt_tokens=512",
+    f"policy_judge.{judge}.batch_size=8",
   )
-  kind = {"method": "trust_judge", "tasks": ("arithmetic", "self_judge")}
+  if judge == "policy_judge":
+    given = (*given, f"JUDGE_CHECKPOINT='{two[0] / 'checkpoints'}'")
+  kind = {"method": "trust_judge", "tasks": ("arithmetic", judge)}
   ended = together(tmp_path / "two", *given, **kind)
   assert [status for status, _ in ended] == [0, 0], ended
   found = rows(tmp_path / "two")
   expected = alone(tmp_path / "one", *given, **kind)
   same(found, expected)
+  assert found[3]["verdict/correct/verifier_failed"] == 0
   for name in LEARNED:
     must_fail(same, {**found, 3: found[3] | {name: found[2][name]}}, expected)
 
