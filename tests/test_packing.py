@@ -351,6 +351,8 @@ MODELS = {
   ),
   "value head": tiny.config(num_layers=1, value_head=True),
   "recomputed layers": tiny.config(remat=True),
+  "another kernel": tiny.config(num_layers=1, attention="xla"),
+  "a TPU's kernel": tiny.config(num_layers=1, attention="splash_interpret"),
 }
 
 
