@@ -1,4 +1,4 @@
-"""Trains a published 135 M-parameter model on small sums and on coin flips.
+"""Trains a published 135 M-parameter model on sums, with a coin-flip control.
 
     python experiments/real_model/claim.py --model SmolLM2-135M-Instruct.gguf \
       --out runs/real_model
@@ -11,6 +11,7 @@ prints the table.
 import argparse
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -61,21 +62,25 @@ def percent(accuracy: list[float]) -> str:
   return "{:.1%} [{:.1%}, {:.1%}]".format(*accuracy)
 
 
-def train(run_dir: pathlib.Path, model: pathlib.Path, seed: int, *flags: str):
-  """Runs one seed, or goes on with what a stopped run left."""
-  if not finished(run_dir):
-    subprocess.run(
-      [
-        *(sys.executable, "-m", "rlvr.main"),
-        f"--gin_file={HERE / 'run.gin'}",
-        *flags,
-        f"--run_dir={run_dir}",
-        f"--gin.MODEL_PATH='{model}'",
-        f"--gin.SEED={seed}",
-      ],
-      check=True,
-      cwd=ROOT,
-    )
+def train(
+  run_dir: pathlib.Path, model: pathlib.Path, seed: int, *flags: str
+) -> None:
+  """Runs one seed, from the start where a run was stopped."""
+  if finished(run_dir):
+    return
+  shutil.rmtree(run_dir, ignore_errors=True)
+  subprocess.run(
+    [
+      *(sys.executable, "-m", "rlvr.main"),
+      f"--gin_file={HERE / 'run.gin'}",
+      *flags,
+      f"--run_dir={run_dir}",
+      f"--gin.MODEL_PATH='{model}'",
+      f"--gin.SEED={seed}",
+    ],
+    check=True,
+    cwd=ROOT,
+  )
 
 
 def main() -> int:

@@ -426,7 +426,7 @@ def _check_finite(arrays: Mapping[str, Any], where: str) -> None:
   if bad:
     raise ValueError(
       f"{where}: {bad[0]} isn't finite"
-      + (f", nor {len(bad) - 1} more arrays" if bad[1:] else "")
+      + (f" ({len(bad)} arrays aren't)" if bad[1:] else "")
       + ": give an earlier checkpoint, or another run's"
     )
 

@@ -97,13 +97,19 @@ def on_own_devices(tree: Any, shardings_on: Callable[[Mesh], Any]) -> Any:
   """Returns a copy of global arrays that each host computes with by itself.
 
   All hosts call this with the same arrays. Each then has all of them, cut over
-  its own devices, and can run programs that the others don't.
+  its own devices, and can run programs that the others don't. Arrays that it has
+  already are returned as they are.
 
   Args:
-    tree: pytree of global arrays, over all devices of the run.
+    tree: pytree of arrays, over all devices of the run.
     shardings_on: gives their NamedShardings on a mesh (1, n, 1) of the usual
       axes, n this host's devices: all of them along `fsdp`.
   """
+  if all(
+    not isinstance(x, jax.Array) or x.is_fully_addressable
+    for x in jax.tree.leaves(tree)
+  ):
+    return tree
   rows: dict[int, list[jax.Device]] = {}
   for device in sorted(jax.devices(), key=lambda d: d.id):
     rows.setdefault(device.process_index, []).append(device)

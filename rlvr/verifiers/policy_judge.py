@@ -132,8 +132,6 @@ class ChoiceScorer:
       params: of the model; those of a run over several hosts are given on all
         of them at once.
     """
-    if all(x.is_fully_addressable for x in jax.tree.leaves(params)):
-      return params
     return exchange.on_own_devices(
       params, functools.partial(param_shardings, self._model)
     )
